@@ -1,0 +1,276 @@
+"""The catalog: what can be served, read from one YAML file a family into frozen values.
+
+``models/README.md`` describes the files. Unknown keys are refused, and an error names the file and the field.
+A user's folder is laid over the shipped one key by key, so that it can add a model or change one default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from typing_extensions import Self
+
+from jubako.errors import InvalidRequest, UnknownModel, nearest
+from jubako.schedulers import resolve_scheduler
+
+__all__ = [
+    "Batching",
+    "Catalog",
+    "CatalogError",
+    "Defaults",
+    "Family",
+    "Licence",
+    "Limits",
+    "Model",
+    "Resources",
+    "Task",
+    "WeightSource",
+    "load_catalog",
+    "shipped_folder",
+]
+
+Task = Literal["txt2img", "img2img", "inpaint"]
+
+
+class CatalogError(ValueError):
+    """A catalog file can't be used; the text names the file and the field."""
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Licence(_Value):
+    """The terms of a model's weights, in short; the link leads to the terms themselves."""
+
+    id: str
+    url: str
+    commercial: Literal["yes", "limited", "no"]
+    note: str = ""
+
+
+class Defaults(_Value):
+    """What a request that leaves these fields unset gets."""
+
+    width: int = Field(gt=0)
+    height: int = Field(gt=0)
+    num_inference_steps: int = Field(gt=0)
+    guidance_scale: float = Field(ge=0)
+    scheduler: str
+
+    @model_validator(mode="after")
+    def _scheduler_is_known(self) -> Self:
+        try:
+            resolve_scheduler(self.scheduler)
+        except InvalidRequest as error:
+            raise ValueError(error.message) from error
+        return self
+
+
+class Limits(_Value):
+    """What a request may ask at most. Sides and areas are in pixels, prompts in characters."""
+
+    min_side: int = Field(default=64, gt=0)
+    max_side: int = Field(gt=0)
+    max_pixels: int = Field(gt=0)
+    multiple_of: int = Field(default=8, gt=0)
+    max_num_inference_steps: int = Field(default=150, gt=0)
+    max_guidance_scale: float = Field(default=30.0, gt=0)
+    max_n: int = Field(default=10, gt=0)
+    max_prompt_characters: int = Field(default=4000, gt=0)
+
+
+class WeightSource(_Value):
+    """Where files come from: a repository of the Hugging Face hub, or a folder beside the catalog."""
+
+    repo: str | None = None
+    revision: str = "main"
+    variant: str | None = None
+    folder: Path | None = None
+    dtype: Literal["float32", "float16", "bfloat16"] = "float16"
+    components_left_out: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.repo is None) == (self.folder is None):
+            raise ValueError("give either repo or folder")
+        return self
+
+
+class Model(_Value):
+    """One model that can be served."""
+
+    name: str
+    family: str
+    title: str
+    summary: str = ""
+    tasks: tuple[Task, ...] = Field(min_length=1)
+    pipeline: str
+    prediction_type: Literal["epsilon", "v_prediction", "sample", "flow"]
+    parameters: int = Field(gt=0, description="Parameters of the denoiser")
+    memory_gb: float = Field(gt=0, description="Memory of all components in the precision that is served")
+    max_rows: int = Field(gt=0, description="Rows of one denoiser forward; a guided sample has two")
+    defaults: Defaults
+    limits: Limits
+    licence: Licence
+    gated: bool = False
+    moved_from: tuple[str, ...] = ()
+    weights: WeightSource
+    default: bool = False
+
+
+class Resources(_Value):
+    """What one replica asks of the machine, in BentoML's words."""
+
+    gpu: int = Field(default=1, ge=0)
+    gpu_type: str | None = None
+    cpu: str | None = None
+    memory: str | None = None
+
+
+class Batching(_Value):
+    """``step`` batches denoising steps; ``request`` batches whole requests through BentoML's dispatcher."""
+
+    mode: Literal["step", "request"] = "step"
+    max_batch_size: int = Field(default=8, ge=2)
+    max_latency_ms: int = Field(gt=0)
+
+
+class Family(_Value):
+    """The models that one service serves, and what that service needs."""
+
+    name: str
+    service: str
+    title: str
+    resources: Resources
+    batching: Batching
+    models: Mapping[str, Model]
+
+
+class Catalog:
+    """Every family and model, by name."""
+
+    def __init__(self, families: Mapping[str, Family]) -> None:
+        self.families: Mapping[str, Family] = MappingProxyType(dict(families))
+        self._models = {model.name: model for family in families.values() for model in family.models.values()}
+
+    def __iter__(self) -> Iterator[Model]:
+        """The models in the order of their files."""
+        return iter(self._models.values())
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The models' names."""
+        return tuple(self._models)
+
+    def model(self, name: str) -> Model:
+        """The model of that name; UnknownModel lists the known ones."""
+        if name in self._models:
+            return self._models[name]
+        raise UnknownModel(
+            f"model: unknown model {name!r}.{nearest(name, self.names)} Known: {', '.join(self.names)}",
+            param="model",
+        )
+
+    def default_model(self, name: str | None = None) -> Model:
+        """The model of a request that names none: the given one, else the catalog's default."""
+        if name is not None:
+            return self.model(name)
+        return next((model for model in self if model.default), next(iter(self)))
+
+    def only(self, families: tuple[str, ...]) -> Catalog:
+        """The catalog without the families that are not named; no name means all."""
+        for name in families:
+            if name not in self.families:
+                raise CatalogError(f"unknown family {name!r}; known: {', '.join(self.families)}")
+        return Catalog({name: self.families[name] for name in families or self.families})
+
+
+def shipped_folder() -> Path:
+    """The folder ``models/`` of the checkout, the bento or the installed package."""
+    package = Path(__file__).parent
+    for root in (package, package.parent, package.parent.parent):
+        if (root / "models").is_dir():
+            return root / "models"
+    raise CatalogError("no folder models/ beside the package: the installation is incomplete")
+
+
+def load_catalog(extra: Path | None = None, *, shipped: Path | None = None) -> Catalog:
+    """Read the shipped catalog and lay the user's folder over it; CatalogError names file and field."""
+    shipped = shipped or shipped_folder()
+    raw: dict[str, dict[str, Any]] = {}
+    origin: dict[str, str] = {}
+    for folder in filter(None, (shipped, extra)):
+        files = sorted(folder.glob("*.yaml"))
+        if not files:
+            raise CatalogError(f"{folder}: no *.yaml file in this folder")
+        for file in files:
+            document = _read(file)
+            family = document["family"]
+            raw[family] = _laid_over(raw.get(family, {}), _anchored(document, file))
+            origin[family] = f"{origin[family]} + {file.name}" if family in origin else file.name
+    families = {name: _family(document, origin[name]) for name, document in raw.items()}
+    _refuse_doubles(families)
+    return Catalog(families)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        document = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise CatalogError(f"{file.name}: {error}") from error
+    if not isinstance(document, dict) or not isinstance(document.get("family"), str):
+        raise CatalogError(f"{file.name}: family: every file names its family on top")
+    if not isinstance(document.get("models", {}), dict):
+        raise CatalogError(f"{file.name}: models: expected names with their entries")
+    return document
+
+
+def _anchored(document: dict[str, Any], file: Path) -> dict[str, Any]:
+    """The document with its weight folders made absolute, since each is relative to its own file."""
+    for entry in document.get("models", {}).values():
+        weights = entry.get("weights") if isinstance(entry, dict) else None
+        if isinstance(weights, dict) and isinstance(weights.get("folder"), str):
+            weights["folder"] = str((file.parent / weights["folder"]).resolve())
+    return document
+
+
+def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    result = dict(below)
+    for key, value in above.items():
+        old = result.get(key)
+        both = isinstance(old, dict) and isinstance(value, dict)
+        result[key] = _laid_over(old, value) if both and old is not None else value
+    return result
+
+
+def _family(document: Mapping[str, Any], origin: str) -> Family:
+    values = {key: value for key, value in document.items() if key != "family"}
+    entries = values.get("models", {})
+    values["models"] = {
+        name: {**entry, "name": name, "family": document["family"]} if isinstance(entry, dict) else entry
+        for name, entry in entries.items()
+    }
+    try:
+        return Family.model_validate({**values, "name": document["family"]})
+    except ValidationError as error:
+        lines = [
+            f"{origin}: {'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in error.errors()
+        ]
+        raise CatalogError("\n".join(lines)) from error
+
+
+def _refuse_doubles(families: Mapping[str, Family]) -> None:
+    seen: dict[str, str] = {}
+    for family in families.values():
+        for name in family.models:
+            if name in seen:
+                raise CatalogError(f"model {name!r} stands in two families: {seen[name]} and {family.name}")
+            seen[name] = family.name
+    if sum(model.default for family in families.values() for model in family.models.values()) > 1:
+        raise CatalogError("more than one model is marked as default")

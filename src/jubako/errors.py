@@ -1,0 +1,122 @@
+"""What can go wrong, as types. Core code raises these; only services speak HTTP.
+
+JubakoError
+├── InvalidRequest     400  a field is wrong; names it and the valid choices
+├── UnknownModel       404  no such model in the catalog
+├── Cancelled          499  the client went away or cancelled
+├── GenerationFailed   500  the engine failed on this job
+├── ModelNotOnDisk     503  the catalog knows the model, its weights are not here
+└── FamilyUnavailable  503  the family's service is loading, down or unreachable
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+__all__ = [
+    "Cancelled",
+    "FamilyUnavailable",
+    "GenerationFailed",
+    "InvalidRequest",
+    "JubakoError",
+    "ModelNotOnDisk",
+    "UnknownModel",
+    "from_body",
+    "nearest",
+    "refusal",
+]
+
+
+class JubakoError(Exception):
+    """A failure with the status, type and code that clients see. Its text is written for them."""
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    code: ClassVar[str] = "internal_error"
+    retry_after: ClassVar[int | None] = None
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+    def body(self) -> dict[str, Any]:
+        """OpenAI's error shape, the only one that any route answers with."""
+        return {
+            "error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+        }
+
+
+class InvalidRequest(JubakoError):
+    """The request can't be served as it is; ``param`` names the field."""
+
+    status = 400
+    type = "invalid_request_error"
+    code = "invalid_value"
+
+
+class UnknownModel(JubakoError):
+    """The model's name is not in the catalog."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "model_not_found"
+
+
+class Cancelled(JubakoError):
+    """The job was cancelled before it was done."""
+
+    status = 499
+    type = "cancelled"
+    code = "cancelled"
+
+
+class GenerationFailed(JubakoError):
+    """The engine failed while it worked on this job."""
+
+    code = "generation_failed"
+
+
+class ModelNotOnDisk(JubakoError):
+    """The model's weights have not been fetched."""
+
+    status = 503
+    code = "model_not_on_disk"
+
+
+class FamilyUnavailable(JubakoError):
+    """The service of the model's family does not answer now."""
+
+    status = 503
+    code = "family_unavailable"
+    retry_after = 5
+
+
+_BY_CODE = {
+    error.code: error
+    for error in (InvalidRequest, UnknownModel, Cancelled, GenerationFailed, ModelNotOnDisk, FamilyUnavailable)
+}
+
+
+def from_body(body: Mapping[str, Any]) -> JubakoError:
+    """The error that :meth:`JubakoError.body` described, on the other side of a process boundary."""
+    error = body["error"]
+    return _BY_CODE.get(error["code"], JubakoError)(error["message"], param=error["param"])
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`` Did you mean 'x'?`` when one of the known names is close, else nothing."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def refusal(details: Sequence[Mapping[str, Any]]) -> InvalidRequest:
+    """The first of pydantic's error details as an :class:`InvalidRequest` that names its field."""
+    detail = details[0]
+    field = ".".join(str(part) for part in detail["loc"] if part != "body")
+    message = str(detail["msg"])
+    if detail["type"] in {"json_invalid", "unknown_field"} or not field:
+        return InvalidRequest(message, param=field or None)
+    return InvalidRequest(f"{field}: {message}", param=field)

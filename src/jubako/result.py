@@ -1,0 +1,63 @@
+"""What comes back from a family for one job. A failure is a value too, since it crosses processes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from jubako.errors import JubakoError, from_body
+
+__all__ = ["Progress", "Result", "Timings"]
+
+
+class Timings(BaseModel):
+    """Where a job's time went, in seconds."""
+
+    model_config = ConfigDict(frozen=True)
+
+    queued: float
+    prepared: float
+    denoised: float
+    decoded: float
+    encoded: float
+
+    @property
+    def total(self) -> float:
+        """From the job's arrival to its file."""
+        return self.queued + self.prepared + self.denoised + self.decoded + self.encoded
+
+
+class Progress(BaseModel):
+    """A job's step count after one more step."""
+
+    model_config = ConfigDict(frozen=True)
+
+    job_id: str
+    step: int
+    steps: int
+
+
+class Result(BaseModel):
+    """The file of one job, or its error in the shape that clients see."""
+
+    model_config = ConfigDict(frozen=True, ser_json_bytes="base64", val_json_bytes="base64")
+
+    job_id: str
+    seed: int
+    media_type: str = ""
+    content: bytes = b""
+    timings: Timings | None = None
+    error: Mapping[str, Any] | None = None
+
+    @classmethod
+    def failed(cls, job_id: str, seed: int, error: JubakoError) -> Result:
+        """The result of a job that ended in an error."""
+        return cls(job_id=job_id, seed=seed, error=error.body())
+
+    def checked(self) -> Result:
+        """This result, or its error raised."""
+        if self.error is not None:
+            raise from_body(self.error)
+        return self

@@ -1,0 +1,84 @@
+"""Every setting: its environment variable is its name in capitals after ``JUBAKO_``.
+
+The table in ``docs/settings.md`` is checked against this module.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+__all__ = ["Settings", "SettingsError", "load_settings"]
+
+PREFIX = "JUBAKO_"
+
+
+class SettingsError(ValueError):
+    """A setting has a value that can't be used; the text names the variable."""
+
+
+def _words(value: object) -> object:
+    return tuple(filter(None, (word.strip() for word in value.split(",")))) if isinstance(value, str) else value
+
+
+def _pairs(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    pairs = [word.partition("=") for word in value.split(",") if word.strip()]
+    return {name.strip(): url.strip() for name, _, url in pairs}
+
+
+class Settings(BaseModel):
+    """The settings of one process, read once from its environment."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    home: Path = Field(
+        default_factory=lambda: Path.home() / ".jubako", description="Where records and results are kept"
+    )
+    catalog: Path | None = Field(
+        default=None, description="A folder of your own YAML files that add or override models"
+    )
+    families: Annotated[tuple[str, ...], BeforeValidator(_words)] = Field(
+        default=(), description="The families to serve, separated by commas; empty: all"
+    )
+    family_urls: Annotated[dict[str, str], BeforeValidator(_pairs)] = Field(
+        default_factory=dict,
+        description="Families that run elsewhere, as `family=http://host:port`, separated by commas",
+    )
+    default_model: str | None = Field(
+        default=None, description="The model of a request that names none; unset: the catalog's default"
+    )
+    batching: Literal["step", "request"] | None = Field(
+        default=None, description="`step` or `request` batching for every family; unset: the catalog's choice"
+    )
+    device: str = Field(
+        default="auto", description="The torch device of the families: `auto`, `cpu`, `cuda`, `cuda:1`, …"
+    )
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
+        default="auto", description="The precision of the weights; `auto`: float32 on a CPU, else the catalog's"
+    )
+    preload: Annotated[tuple[str, ...], BeforeValidator(_words)] = Field(
+        default=(), description="Models to load at start, separated by commas; empty: the default model"
+    )
+    timeout: float = Field(
+        default=600.0, gt=0, description="Seconds after which a request that has no picture yet is cancelled"
+    )
+
+
+def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
+    """Read the settings. An unset or empty variable means the default; a bad one raises SettingsError."""
+    environ = os.environ if environ is None else environ
+    given = {
+        field: value for field in Settings.model_fields if (value := environ.get(PREFIX + field.upper(), ""))
+    }
+    try:
+        return Settings.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        variable = PREFIX + str(first["loc"][0]).upper()
+        raise SettingsError(f"{variable}: {first['msg']}") from error
