@@ -6,7 +6,8 @@ JubakoError
 ├── Cancelled          499  the client went away or cancelled
 ├── GenerationFailed   500  the engine failed on this job
 ├── ModelNotOnDisk     503  the catalog knows the model, its weights are not here
-└── FamilyUnavailable  503  the family's service is loading, down or unreachable
+├── FamilyUnavailable  503  the family's service is loading, down or unreachable
+└── TimedOut           504  the deadline passed before the picture was done
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ __all__ = [
     "InvalidRequest",
     "JubakoError",
     "ModelNotOnDisk",
+    "TimedOut",
     "UnknownModel",
     "from_body",
     "nearest",
@@ -94,10 +96,14 @@ class FamilyUnavailable(JubakoError):
     retry_after = 5
 
 
-_BY_CODE = {
-    error.code: error
-    for error in (InvalidRequest, UnknownModel, Cancelled, GenerationFailed, ModelNotOnDisk, FamilyUnavailable)
-}
+class TimedOut(JubakoError):
+    """The deadline passed before the picture was done; the job was cancelled."""
+
+    status = 504
+    code = "timeout"
+
+
+_BY_CODE = {error.code: error for error in JubakoError.__subclasses__()}
 
 
 def from_body(body: Mapping[str, Any]) -> JubakoError:
@@ -116,7 +122,11 @@ def refusal(details: Sequence[Mapping[str, Any]]) -> InvalidRequest:
     """The first of pydantic's error details as an :class:`InvalidRequest` that names its field."""
     detail = details[0]
     field = ".".join(str(part) for part in detail["loc"] if part != "body")
-    message = str(detail["msg"])
-    if detail["type"] in {"json_invalid", "unknown_field"} or not field:
-        return InvalidRequest(message, param=field or None)
+    kind, message = detail["type"], str(detail["msg"])
+    if kind == "json_invalid":
+        return InvalidRequest(f"the body is not valid JSON: {message}")
+    if not field:
+        return InvalidRequest("the body must be a JSON object, sent with Content-Type: application/json")
+    if kind == "unknown_field":
+        return InvalidRequest(message, param=field)
     return InvalidRequest(f"{field}: {message}", param=field)

@@ -40,13 +40,16 @@ class Progress(BaseModel):
 
 
 class Result(BaseModel):
-    """The file of one job, or its error in the shape that clients see."""
+    """The file of one job, or its error in the shape that clients see.
+
+    No field may be called ``media_type``: BentoML's own attribute of that name would take its place.
+    """
 
     model_config = ConfigDict(frozen=True, ser_json_bytes="base64", val_json_bytes="base64")
 
     job_id: str
     seed: int
-    media_type: str = ""
+    content_type: str = ""
     content: bytes = b""
     timings: Timings | None = None
     error: Mapping[str, Any] | None = None

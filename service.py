@@ -1,0 +1,16 @@
+"""The deployment at a glance: a service for each family, and the gateway that routes to them by model name.
+
+Serve everything with ``bentoml serve``, one family alone with ``bentoml serve service:SD``.
+"""
+
+import os
+
+from jubako.services import family_service, gateway_service
+
+# BentoML would give each service a GPU index of its own, whether that GPU exists or not; the families are
+# placed by JUBAKO_DEVICE or by the container they run in.
+os.environ.setdefault("BENTOML_DISABLE_GPU_ALLOCATION", "1")
+
+SD = family_service("sd")
+
+Gateway = gateway_service(sd=SD)

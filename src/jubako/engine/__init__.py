@@ -1,0 +1,1 @@
+"""The heart: denoise all samples that fit together, one step at a time."""

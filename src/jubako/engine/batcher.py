@@ -1,0 +1,188 @@
+"""The step batcher: one thread that runs one forward a turn for all samples that can share it.
+
+A sample joins at any step boundary and leaves when its last step is done, or when it is cancelled. Buckets
+take turns, and so do the samples of a bucket that has more rows than one forward may hold: nobody starves,
+and a short job is not held up by a long one. Finished samples of a turn are decoded together.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import Future
+from time import perf_counter
+
+import torch
+
+from jubako.engine.samples import Sample, predict_together
+from jubako.errors import Cancelled, GenerationFailed
+
+__all__ = ["StepBatcher", "Ticket"]
+
+logger = logging.getLogger(__name__)
+
+
+class Ticket:
+    """A job's place in the batcher: cancel it, hear of its steps, wait for its picture [3, H, W]."""
+
+    def __init__(self, on_step: Callable[[int, int], None] | None = None) -> None:
+        self.picture: Future[torch.Tensor] = Future()
+        # Marked as running, so that a waiter that goes away can't take the future with it.
+        self.picture.set_running_or_notify_cancel()
+        self.denoised_at = self.decoded_at = 0.0
+        self._on_step = on_step
+        self._cancelled = threading.Event()
+
+    def cancel(self) -> None:
+        """Ask that it stop; the batcher obeys before the next forward."""
+        self._cancelled.set()
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether cancelling was asked for."""
+        return self._cancelled.is_set()
+
+    def stepped(self, step: int, steps: int) -> None:
+        """Tell the listener of a step; a listener's own failure is its own affair."""
+        if self._on_step is not None:
+            try:
+                self._on_step(step, steps)
+            except Exception:
+                logger.exception("a progress listener failed")
+
+
+class StepBatcher:
+    """Owns the denoiser thread. ``submit`` from any thread; ``close`` lets the running samples finish.
+
+    ``forwards`` and ``rows`` count what was run since the start, ``live_rows`` what is under denoising now.
+    """
+
+    def __init__(self) -> None:
+        self._inbox: queue.SimpleQueue[tuple[Sample, Ticket] | None] = queue.SimpleQueue()
+        self._buckets: OrderedDict[Hashable, deque[tuple[Sample, Ticket]]] = OrderedDict()
+        self._closed = False
+        self.forwards = 0
+        self.rows = 0
+        self.live_rows = 0
+        self._thread = threading.Thread(target=self._run, name="denoiser", daemon=True)
+        self._thread.start()
+
+    def submit(self, sample: Sample, ticket: Ticket) -> None:
+        """Let the sample join at the next step boundary; its picture arrives in ``ticket.picture``."""
+        self._inbox.put((sample, ticket))
+
+    def close(self) -> None:
+        """Take no more samples, finish those that run, end the thread."""
+        self._inbox.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        with torch.inference_mode():
+            while True:
+                self._admit()
+                self._drop_cancelled()
+                self.live_rows = sum(
+                    sample.rows for members in self._buckets.values() for sample, _ in members
+                )
+                if self._buckets:
+                    self._turn()
+                elif self._closed:
+                    return
+
+    def _admit(self) -> None:
+        """Take in everything that waits; sleep only when there is nothing to denoise."""
+        while True:
+            try:
+                arrival = self._inbox.get(block=not self._buckets and not self._closed)
+            except queue.Empty:
+                return
+            if arrival is None:
+                self._closed = True
+            else:
+                self._buckets.setdefault(arrival[0].bucket, deque()).append(arrival)
+
+    def _drop_cancelled(self) -> None:
+        for key, members in list(self._buckets.items()):
+            for member in [member for member in members if member[1].cancelled]:
+                members.remove(member)
+                member[1].picture.set_exception(Cancelled("the job was cancelled"))
+            if not members:
+                del self._buckets[key]
+
+    def _turn(self) -> None:
+        """One forward for the bucket that has waited longest."""
+        key = next(iter(self._buckets))
+        members = self._buckets[key]
+        batch = _take(members)
+        try:
+            predictions = predict_together([sample for sample, _ in batch])
+        except Exception as error:
+            logger.exception("a forward of %d samples failed", len(batch))
+            _fail(batch, error)
+            batch, predictions = [], []
+        self.forwards += 1
+        self.rows += sum(sample.rows for sample, _ in batch)
+        finished = []
+        for (sample, ticket), prediction in zip(batch, predictions, strict=True):
+            if not _advance(sample, ticket, prediction):
+                continue
+            if sample.schedule.done:
+                finished.append((sample, ticket))
+            else:
+                members.append((sample, ticket))
+        if members:
+            self._buckets.move_to_end(key)
+        else:
+            del self._buckets[key]
+        if finished:
+            _decode(finished)
+
+
+def _take(members: deque[tuple[Sample, Ticket]]) -> list[tuple[Sample, Ticket]]:
+    """The longest waiting members whose rows fit one forward; at least one."""
+    limit = members[0][0].denoiser.max_rows
+    batch = [members.popleft()]
+    rows = batch[0][0].rows
+    while members and rows + members[0][0].rows <= limit:
+        rows += members[0][0].rows
+        batch.append(members.popleft())
+    return batch
+
+
+def _advance(sample: Sample, ticket: Ticket, prediction: torch.Tensor) -> bool:
+    """One scheduler step; a scheduler that fails takes only its own sample with it."""
+    try:
+        sample.advance(prediction)
+    except Exception as error:
+        logger.exception("a scheduler failed")
+        _fail([(sample, ticket)], error)
+        return False
+    ticket.stepped(sample.schedule.step, len(sample.schedule))
+    return True
+
+
+def _decode(finished: Sequence[tuple[Sample, Ticket]]) -> None:
+    """Decode the latents of one bucket together and hand out the pictures."""
+    now = perf_counter()
+    for _, ticket in finished:
+        ticket.denoised_at = now
+    try:
+        pictures = finished[0][0].denoiser.decode(torch.cat([sample.latents for sample, _ in finished]))
+    except Exception as error:
+        logger.exception("decoding %d samples failed", len(finished))
+        _fail(finished, error)
+        return
+    now = perf_counter()
+    for (_, ticket), picture in zip(finished, pictures, strict=True):
+        ticket.decoded_at = now
+        ticket.picture.set_result(picture)
+
+
+def _fail(batch: Sequence[tuple[Sample, Ticket]], error: Exception) -> None:
+    for _, ticket in batch:
+        failure = GenerationFailed("the model failed on this job; the server's log says why")
+        failure.__cause__ = error
+        ticket.picture.set_exception(failure)

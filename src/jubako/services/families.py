@@ -1,0 +1,139 @@
+"""The gateway's way to the families: by socket or by URL, with every failure a JubakoError."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncGenerator, Coroutine, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+import aiohttp
+from bentoml.exceptions import BentoMLException
+
+from jubako.catalog import Catalog
+from jubako.errors import Cancelled, FamilyUnavailable, GenerationFailed, JubakoError
+from jubako.planning import Job
+from jubako.result import Progress, Result
+from jubako.services.connection import client_gone
+from jubako.services.family import ModelState
+from jubako.settings import Settings
+
+__all__ = ["Families"]
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# A loading family leaves its port unanswered, so whoever asks about health must not wait for it.
+PROBE_SECONDS = 0.7
+
+
+class Families:
+    """The families that this gateway reaches, by name; each is a BentoML proxy."""
+
+    def __init__(self, proxies: Mapping[str, Any], catalog: Catalog, settings: Settings) -> None:
+        self._proxies = proxies
+        self._catalog = catalog
+        self._settings = settings
+
+    async def run(self, job: Job) -> Result:
+        """One job's finished result, or its error raised. A client that goes away cancels the job."""
+        client = self._client(job)
+        by_request = (self._settings.batching or self._catalog.families[job.family].batching.mode) == "request"
+        call = self._batched(client, job) if by_request else client.generate(job=job)
+        async with self._reached(job.family):
+            return (await self._while_wanted(call, job)).checked()
+
+    async def events(self, job: Job) -> AsyncGenerator[Progress | Result, None]:
+        """A job's steps as they happen, then its result. Closing the generator cancels the job."""
+        pending = ""
+        ended = False
+        try:
+            async with self._reached(job.family):
+                # The proxy hands on bytes as they come; a line may be cut anywhere.
+                async for chunk in self._client(job).generate_events(job=job):
+                    *lines, pending = (pending + chunk).split("\n")
+                    for line in lines:
+                        event = _event(line)
+                        ended = isinstance(event, Result)
+                        yield event
+            if not ended:
+                raise GenerationFailed("the family's service ended without a result")
+        finally:
+            if not ended:
+                await self.cancel(job)
+
+    async def cancel(self, job: Job) -> None:
+        """Stop a job before its next step; a family that can't be reached runs nothing of ours."""
+        try:
+            await asyncio.wait_for(self._client(job).cancel_job(job_id=job.id), 5)
+        except (aiohttp.ClientError, asyncio.TimeoutError, BentoMLException, OSError):
+            logger.warning("could not cancel job %s", job.id)
+
+    async def ready(self) -> dict[str, bool]:
+        """Which families answer their readiness probe now; never takes longer than a probe."""
+        answers = await asyncio.gather(
+            *(_probe(proxy.to_async.is_ready(timeout=PROBE_SECONDS)) for proxy in self._proxies.values())
+        )
+        return {name: bool(answer) for name, answer in zip(self._proxies, answers, strict=True)}
+
+    async def states(self) -> dict[str, ModelState]:
+        """The state of each model whose family answers in time."""
+        answers = await asyncio.gather(
+            *(_probe(proxy.to_async.describe()) for proxy in self._proxies.values())
+        )
+        return {name: state for answer in answers if answer for name, state in answer.items()}
+
+    def _client(self, job: Job) -> Any:
+        if job.family not in self._proxies:
+            served = ", ".join(self._proxies)
+            raise FamilyUnavailable(
+                f"model: the family {job.family} of {job.model} is not served here; served: {served}",
+                param="model",
+            )
+        return self._proxies[job.family].to_async
+
+    async def _batched(self, client: Any, job: Job) -> Result:
+        results: list[Result] = await client.generate_batch(jobs=[job])
+        return results[0]
+
+    async def _while_wanted(self, call: Coroutine[Any, Any, Result], job: Job) -> Result:
+        """Await the call, but cancel the job when the client of this request goes away."""
+        work = asyncio.ensure_future(call)
+        gone = asyncio.ensure_future(client_gone())
+        try:
+            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                return work.result()
+            raise Cancelled("the client went away")
+        finally:
+            gone.cancel()
+            if not work.done():
+                work.cancel()
+                await self.cancel(job)
+
+    @asynccontextmanager
+    async def _reached(self, family: str) -> AsyncGenerator[None, None]:
+        try:
+            yield
+        except JubakoError:
+            raise
+        except (aiohttp.ClientError, asyncio.TimeoutError, BentoMLException, OSError) as error:
+            logger.warning("family %s: %s: %s", family, type(error).__name__, error)
+            raise FamilyUnavailable(
+                f"the service of the family {family} is loading, down or unreachable; try again soon"
+            ) from error
+
+
+def _event(line: str) -> Progress | Result:
+    fields = json.loads(line)
+    return Progress.model_validate(fields) if "step" in fields else Result.model_validate_json(line)
+
+
+async def _probe(answer: Coroutine[Any, Any, T]) -> T | None:
+    try:
+        return await asyncio.wait_for(answer, PROBE_SECONDS)
+    except (aiohttp.ClientError, asyncio.TimeoutError, BentoMLException, OSError):
+        return None

@@ -1,0 +1,1 @@
+"""Weight sets: where a model's files come from and how they run."""
