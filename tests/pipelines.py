@@ -37,9 +37,7 @@ def tokenizer() -> CLIPTokenizer:
     """A byte-level CLIP tokenizer without merges: every letter is a token."""
     letters = [*"abcdefghijklmnopqrstuvwxyz0123456789,.-'"]
     pieces = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    return CLIPTokenizer(
-        vocab={piece: i for i, piece in enumerate(pieces)}, merges=[], model_max_length=77
-    )
+    return CLIPTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[], model_max_length=77)
 
 
 def sd_pipeline(kind: str = "sd1", seed: int = 0) -> StableDiffusionPipeline:

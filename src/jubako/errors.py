@@ -46,9 +46,7 @@ class JubakoError(Exception):
 
     def body(self) -> dict[str, Any]:
         """OpenAI's error shape, the only one that any route answers with."""
-        return {
-            "error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
-        }
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
 
 
 class InvalidRequest(JubakoError):

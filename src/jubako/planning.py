@@ -85,7 +85,9 @@ def plan(request: TextToImage, catalog: Catalog, default_model: str | None = Non
 def plan_images(request: ImagesGenerate, catalog: Catalog, default_model: str | None = None) -> list[Job]:
     """The ``n`` jobs of an OpenAI request; raises as :func:`plan` does."""
     if request.background == "transparent":
-        raise InvalidRequest("background: models draw opaque pictures; use opaque or auto", param="background")
+        raise InvalidRequest(
+            "background: models draw opaque pictures; use opaque or auto", param="background"
+        )
     if request.size and request.size != "auto":
         if request.width or request.height:
             raise InvalidRequest("size: give either size or width and height", param="size")
@@ -144,9 +146,7 @@ def _side(field: str, value: int, model: Model) -> int:
     if value % limits.multiple_of:
         below = value - value % limits.multiple_of
         nearest_legal = [
-            side
-            for side in (below, below + limits.multiple_of)
-            if limits.min_side <= side <= limits.max_side
+            side for side in (below, below + limits.multiple_of) if limits.min_side <= side <= limits.max_side
         ]
         raise InvalidRequest(
             f"{field}: {value} is not a multiple of {limits.multiple_of}; the nearest legal are "

@@ -6,13 +6,19 @@ Only what needs no catalog is checked here; the limits of a model are :mod:`juba
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 from pydantic import ModelWrapValidatorHandler as Handler
-from pydantic import model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
-from typing_extensions import Self
 
 from jubako.errors import nearest
 
@@ -45,7 +51,7 @@ class Request(BaseModel):
             # Pydantic's own text is kept; it names the bound or the choices.
             message = str(detail["msg"]).replace("{", "{{").replace("}", "}}")
             return {
-                "type": PydanticCustomError(detail["type"], message),  # type: ignore[arg-type] # not a literal
+                "type": PydanticCustomError(detail["type"], message),
                 "loc": detail["loc"],
                 "input": detail["input"],
             }

@@ -93,13 +93,13 @@ class Runner:
             return await asyncio.wait_for(self._run(job, ticket), self.settings.timeout)
         except JubakoError as error:
             return Result.failed(job.id, job.seed, error)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             seconds = self.settings.timeout
             return Result.failed(job.id, job.seed, TimedOut(f"no picture after {seconds:g} s; cancelled"))
         except Exception:
             logger.exception("job %s failed", job.id)
-            error = GenerationFailed("the model failed on this job; the server's log says why")
-            return Result.failed(job.id, job.seed, error)
+            failure = GenerationFailed("the model failed on this job; the server's log says why")
+            return Result.failed(job.id, job.seed, failure)
         finally:
             ticket.cancel()
             del self._tickets[job.id]
@@ -123,16 +123,14 @@ class Runner:
         prepared = perf_counter()
         self.batcher.submit(sample, ticket)
         picture = await asyncio.wrap_future(ticket.picture)
-        content = await loop.run_in_executor(
-            self._encode, self._encoded, model, picture, job, Timings(
-                queued=began - arrived,
-                prepared=prepared - began,
-                denoised=ticket.denoised_at - prepared,
-                decoded=ticket.decoded_at - ticket.denoised_at,
-                encoded=0.0,
-            )
+        timings = Timings(
+            queued=began - arrived,
+            prepared=prepared - began,
+            denoised=ticket.denoised_at - prepared,
+            decoded=ticket.decoded_at - ticket.denoised_at,
+            encoded=0.0,
         )
-        return content
+        return await loop.run_in_executor(self._encode, self._encoded, model, picture, job, timings)
 
     def _prepared(self, job: Job, ticket: Ticket) -> tuple[LoadedModel, Sample, float]:
         if ticket.cancelled:

@@ -22,7 +22,9 @@ class SettingsError(ValueError):
 
 
 def _words(value: object) -> object:
-    return tuple(filter(None, (word.strip() for word in value.split(",")))) if isinstance(value, str) else value
+    return (
+        tuple(filter(None, (word.strip() for word in value.split(",")))) if isinstance(value, str) else value
+    )
 
 
 def _pairs(value: object) -> object:
@@ -60,7 +62,8 @@ class Settings(BaseModel):
         default="auto", description="The torch device of the families: `auto`, `cpu`, `cuda`, `cuda:1`, …"
     )
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
-        default="auto", description="The precision of the weights; `auto`: float32 on a CPU, else the catalog's"
+        default="auto",
+        description="The precision of the weights; `auto`: float32 on a CPU, else the catalog's",
     )
     preload: Annotated[tuple[str, ...], BeforeValidator(_words)] = Field(
         default=(), description="Models to load at start, separated by commas; empty: the default model"

@@ -25,7 +25,7 @@ class Denoiser(Protocol):
     def predict(
         self, inputs: torch.Tensor, timesteps: torch.Tensor, conditioning: Mapping[str, torch.Tensor]
     ) -> torch.Tensor:
-        """One forward: inputs [rows, c, h, w], timesteps [rows], conditioning [rows, …] -> [rows, c, h, w]."""
+        """One forward: inputs [rows, c, h, w], timesteps [rows], conditioning [rows, …] to [rows, c, h, w]."""
         ...
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
@@ -34,7 +34,7 @@ class Denoiser(Protocol):
 
 
 def make_scheduler(config: Mapping[str, Any], name: str) -> Any:
-    """A fresh diffusers scheduler by any of its names, with the model's own config below the name's options.
+    """A fresh diffusers scheduler by any of its names: the model's own config under the name's options.
 
     Schedulers that clip by default were made for pixels; latents are clipped only where the config says so,
     as the stock pipelines see to when they are built.
@@ -141,11 +141,10 @@ def predict_together(samples: Sequence[Sample]) -> list[torch.Tensor]:
     denoiser = samples[0].denoiser
     counts = [sample.rows for sample in samples]
     inputs = torch.cat([sample.inputs() for sample in samples])
-    timesteps = torch.stack(
-        [sample.schedule.timestep for sample in samples for _ in range(sample.rows)]
-    ).to(inputs.device)
+    timesteps = torch.stack([sample.schedule.timestep for sample in samples for _ in range(sample.rows)]).to(
+        inputs.device
+    )
     conditioning = {
-        name: torch.cat([sample.conditioning[name] for sample in samples])
-        for name in samples[0].conditioning
+        name: torch.cat([sample.conditioning[name] for sample in samples]) for name in samples[0].conditioning
     }
     return list(denoiser.predict(inputs, timesteps, conditioning).split(counts))

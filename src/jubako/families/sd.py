@@ -63,7 +63,9 @@ class StableDiffusion:
         self, inputs: torch.Tensor, timesteps: torch.Tensor, conditioning: Mapping[str, torch.Tensor]
     ) -> torch.Tensor:
         """One forward of the UNet: [rows, 4, h, w] with one timestep a row."""
-        predictions: torch.Tensor = self.pipeline.unet(inputs, timesteps, **conditioning, return_dict=False)[0]
+        predictions: torch.Tensor = self.pipeline.unet(inputs, timesteps, **conditioning, return_dict=False)[
+            0
+        ]
         return predictions
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:

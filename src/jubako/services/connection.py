@@ -64,7 +64,7 @@ class ErrorShape:
         try:
             await self.app(scope, receive, shaped)
         except Exception:
-            # An exception that left here before a response would keep the client waiting for BentoML's timeout.
+            # If it left here before a response, the client would wait for BentoML's timeout.
             logger.exception("an error left the application")
             if started:
                 raise

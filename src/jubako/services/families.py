@@ -41,7 +41,9 @@ class Families:
     async def run(self, job: Job) -> Result:
         """One job's finished result, or its error raised. A client that goes away cancels the job."""
         client = self._client(job)
-        by_request = (self._settings.batching or self._catalog.families[job.family].batching.mode) == "request"
+        by_request = (
+            self._settings.batching or self._catalog.families[job.family].batching.mode
+        ) == "request"
         call = self._batched(client, job) if by_request else client.generate(job=job)
         async with self._reached(job.family):
             return (await self._while_wanted(call, job)).checked()
@@ -69,7 +71,7 @@ class Families:
         """Stop a job before its next step; a family that can't be reached runs nothing of ours."""
         try:
             await asyncio.wait_for(self._client(job).cancel_job(job_id=job.id), 5)
-        except (aiohttp.ClientError, asyncio.TimeoutError, BentoMLException, OSError):
+        except (TimeoutError, aiohttp.ClientError, BentoMLException, OSError):
             logger.warning("could not cancel job %s", job.id)
 
     async def ready(self) -> dict[str, bool]:
@@ -120,7 +122,7 @@ class Families:
             yield
         except JubakoError:
             raise
-        except (aiohttp.ClientError, asyncio.TimeoutError, BentoMLException, OSError) as error:
+        except (TimeoutError, aiohttp.ClientError, BentoMLException, OSError) as error:
             logger.warning("family %s: %s: %s", family, type(error).__name__, error)
             raise FamilyUnavailable(
                 f"the service of the family {family} is loading, down or unreachable; try again soon"
@@ -135,5 +137,5 @@ def _event(line: str) -> Progress | Result:
 async def _probe(answer: Coroutine[Any, Any, T]) -> T | None:
     try:
         return await asyncio.wait_for(answer, PROBE_SECONDS)
-    except (aiohttp.ClientError, asyncio.TimeoutError, BentoMLException, OSError):
+    except (TimeoutError, aiohttp.ClientError, BentoMLException, OSError):
         return None

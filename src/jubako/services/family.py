@@ -62,7 +62,9 @@ def family_service(name: str) -> Any:
             self.runner: Runner = Runner(family, settings)
             default = catalog.default_model(settings.default_model)
             names = settings.preload or (default.name,)
-            on_disk = [n for n in names if n in family.models and find_weights(settings.home, family.models[n])]
+            on_disk = [
+                n for n in names if n in family.models and find_weights(settings.home, family.models[n])
+            ]
             self.runner.preload(tuple(on_disk))
 
         @bentoml.api

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Any, cast
 
 import bentoml
-from _bentoml_sdk.io_models import IODescriptor
 from PIL import Image
 from starlette.responses import Response
 
@@ -23,7 +23,7 @@ from jubako.settings import load_settings
 __all__ = ["gateway_service"]
 
 
-class TextToImageInput(TextToImage, IODescriptor):
+class TextToImageInput(TextToImage, bentoml.IODescriptor):
     """The request as BentoML's flat body, so that its clients take the fields as keyword arguments."""
 
 
@@ -46,21 +46,11 @@ def gateway_service(**services: Any) -> Any:
         async def txt2img(self, **fields: Any) -> Image.Image:
             """A prompt's picture. Its seed and timings are in the headers and in the file."""
             try:
-                request = TextToImage.model_validate(
-                    {name: value for name, value in fields.items() if value is not None}
-                )
-                result = await self.families.run(plan(request, catalog, settings.default_model))
+                response = await self._txt2img(fields)
             except JubakoError as error:
-                return answer(error)
-            timings = result.timings.model_dump() if result.timings else {}
-            measured = ", ".join(f"{name};dur={1000 * seconds:.1f}" for name, seconds in timings.items())
-            headers = {
-                "X-Seed": str(result.seed),
-                "X-Job-Id": result.job_id,
-                "Server-Timing": measured,
-                "Content-Disposition": f'inline; filename="{result.job_id}.{result.content_type[6:]}"',
-            }
-            return Response(result.content, 200, headers, result.content_type)
+                response = answer(error)
+            # BentoML passes a Response on as it is; the annotation is what its clients go by.
+            return cast("Image.Image", response)
 
         @bentoml.api
         async def models(self) -> list[dict[str, Any]]:
@@ -71,6 +61,20 @@ def gateway_service(**services: Any) -> Any:
             """The models in OpenAI's shape with our keys beside."""
             states = await self.families.states()
             return [_listed(model, states.get(model.name)) for model in catalog]
+
+        async def _txt2img(self, fields: Mapping[str, Any]) -> Response:
+            given = {name: value for name, value in fields.items() if value is not None}
+            job = plan(TextToImage.model_validate(given), catalog, settings.default_model)
+            result = await self.families.run(job)
+            timings = result.timings.model_dump() if result.timings else {}
+            measured = ", ".join(f"{name};dur={1000 * seconds:.1f}" for name, seconds in timings.items())
+            headers = {
+                "X-Seed": str(result.seed),
+                "X-Job-Id": result.job_id,
+                "Server-Timing": measured,
+                "Content-Disposition": f'inline; filename="{result.job_id}.{job.output_format}"',
+            }
+            return Response(result.content, 200, headers, result.content_type)
 
         async def __is_ready__(self) -> bool:
             # One family that loads or is down must not take the others away.

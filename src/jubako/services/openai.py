@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import time
 from collections.abc import AsyncGenerator
 from typing import Any
-
-import asyncio
 
 import bentoml
 from fastapi import FastAPI
@@ -96,9 +95,7 @@ def _described(request: ImagesGenerate, job: Job) -> dict[str, Any]:
     }
 
 
-async def _stream(
-    gateway: Any, request: ImagesGenerate, jobs: list[Job]
-) -> AsyncGenerator[str, None]:
+async def _stream(gateway: Any, request: ImagesGenerate, jobs: list[Job]) -> AsyncGenerator[str, None]:
     yield ": the picture follows\n\n"
     try:
         for job in jobs:

@@ -78,4 +78,3 @@ def require_weights(home: Path, model: Model) -> Path:
         f"model: the weights of {model.name} are not on disk; fetch them with: jubako pull {model.name}",
         param="model",
     )
-
