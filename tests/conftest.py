@@ -12,7 +12,7 @@ import torch
 # Modules that are no tests are imported by their names: pipelines, server.
 sys.path.insert(0, str(Path(__file__).parent))
 
-from server import Server, serving  # noqa: E402 # found by the line above
+from server import Server, serving
 
 # The pipelines here are so small that a second thread only waits for the first.
 torch.set_num_threads(1)

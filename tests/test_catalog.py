@@ -44,9 +44,7 @@ def test_every_entry_names_a_pipeline_and_components_that_diffusers_has(model: M
     assert set(model.weights.components_left_out) <= set(inspect.signature(pipeline.__init__).parameters)
 
 
-@pytest.mark.parametrize(
-    "model", [m for m in SHIPPED if "txt2img" in m.tasks], ids=lambda model: model.name
-)
+@pytest.mark.parametrize("model", [m for m in SHIPPED if "txt2img" in m.tasks], ids=lambda model: model.name)
 def test_every_model_s_defaults_are_within_its_own_limits(model: Model) -> None:
     job = plan(TextToImage(prompt="a red circle", model=model.name), SHIPPED)
     assert (job.width, job.height) == (model.defaults.width, model.defaults.height)
@@ -100,7 +98,10 @@ def test_a_user_s_weight_folder_is_relative_to_the_user_s_file(tmp_path: Path) -
             "family: sd\nmodels: {sd1.5: {defaults: {scheduler: Eular}}}",
             "models.sd1.5.defaults.*unknown scheduler 'Eular'. Did you mean 'Euler'",
         ),
-        ("family: sd\nmodels: {sd1.5: {weights: {folder: x}}}", "models.sd1.5.weights.*either repo or folder"),
+        (
+            "family: sd\nmodels: {sd1.5: {weights: {folder: x}}}",
+            "models.sd1.5.weights.*either repo or folder",
+        ),
         ("family: [", "mine.yaml: while parsing"),
         ("family: two\nmodels: {sd1.5: {}}", "mine.yaml: service: Field required"),
         ("family: sd\nmodels: {sd1.5: {default: true}}", "more than one model is marked as default"),

@@ -126,7 +126,7 @@ class Model(_Value):
 class Resources(_Value):
     """What one replica asks of the machine, in BentoML's words."""
 
-    gpu: int = Field(default=1, ge=0)
+    gpu: int | None = Field(default=None, ge=1)
     gpu_type: str | None = None
     cpu: str | None = None
     memory: str | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import pytest
 import torch
@@ -108,10 +109,14 @@ def test_a_guided_sample_takes_two_rows_and_no_forward_exceeds_the_limit(batcher
 def test_samples_past_the_row_limit_take_turns(batcher: StepBatcher) -> None:
     denoiser = CountingDenoiser(max_rows=2)
     order: list[int] = []
+
+    def note(seed: int, _: object) -> None:
+        order.append(seed)
+
     tickets = []
     for seed, steps in ((1, 20), (2, 20), (3, 2)):
         ticket = submit(batcher, sample(denoiser, seed, steps))
-        ticket.picture.add_done_callback(lambda _, seed=seed: order.append(seed))
+        ticket.picture.add_done_callback(partial(note, seed))
         tickets.append(ticket)
     denoiser.gate.set()
     for ticket in tickets:
@@ -199,7 +204,9 @@ def test_progress_is_told_after_every_step(batcher: StepBatcher) -> None:
     denoiser = CountingDenoiser()
     denoiser.gate.set()
     told: list[tuple[int, int]] = []
-    submit(batcher, sample(denoiser, 1, 4), Ticket(lambda *progress: told.append(progress))).picture.result(10)
+    submit(batcher, sample(denoiser, 1, 4), Ticket(lambda *progress: told.append(progress))).picture.result(
+        10
+    )
     assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 

@@ -107,7 +107,7 @@ def batched(model: StableDiffusion, jobs: list[Job]) -> list[Outcome]:
 
     next_arrives()
     # Tickets are added while this waits for earlier ones; each is there when the one before it is done.
-    pictures = []
+    pictures: list[torch.Tensor] = []
     while len(pictures) < len(jobs):
         pictures.append(tickets[len(pictures)].picture.result(60))
     if any(len(sample.schedule) > 1 for sample in samples):

@@ -25,7 +25,7 @@ class Denoiser(Protocol):
     def predict(
         self, inputs: torch.Tensor, timesteps: torch.Tensor, conditioning: Mapping[str, torch.Tensor]
     ) -> torch.Tensor:
-        """One forward: inputs [rows, c, h, w], timesteps [rows], conditioning [rows, …] to [rows, c, h, w]."""
+        """One forward: inputs [rows, c, h, w], timesteps [rows], conditioning [rows, …]; as many out."""
         ...
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:

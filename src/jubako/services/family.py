@@ -48,7 +48,7 @@ def family_service(name: str) -> Any:
 
     @bentoml.service(
         name=family.service,
-        resources=family.resources.model_dump(exclude_none=True, exclude_defaults=False),
+        resources=family.resources.model_dump(exclude_none=True),
         traffic={"timeout": settings.timeout + TIMEOUT_MARGIN},
         runner_connection=KEEP_CONNECTIONS,
     )

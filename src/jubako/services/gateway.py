@@ -23,7 +23,7 @@ from jubako.settings import load_settings
 __all__ = ["gateway_service"]
 
 
-class TextToImageInput(TextToImage, bentoml.IODescriptor):
+class _TextToImageInput(TextToImage, bentoml.IODescriptor):
     """The request as BentoML's flat body, so that its clients take the fields as keyword arguments."""
 
 
@@ -42,7 +42,7 @@ def gateway_service(**services: Any) -> Any:
             proxies = {name: getattr(self, name) for name in served}
             self.families = Families(proxies, catalog, settings)
 
-        @bentoml.api(input_spec=TextToImageInput)
+        @bentoml.api(input_spec=_TextToImageInput)
         async def txt2img(self, **fields: Any) -> Image.Image:
             """A prompt's picture. Its seed and timings are in the headers and in the file."""
             try:

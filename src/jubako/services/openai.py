@@ -29,13 +29,13 @@ def openai_app() -> FastAPI:
     app = FastAPI(title="Jubako", openapi_url=None, docs_url=None, redoc_url=None)
     app.add_exception_handler(JubakoError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_api_route("/v1/images/generations", generate_images, methods=["POST"], response_model=None)
-    app.add_api_route("/v1/models", list_models, methods=["GET"])
-    app.add_api_route("/v1/models/{name}", show_model, methods=["GET"])
+    app.add_api_route("/v1/images/generations", _generate_images, methods=["POST"], response_model=None)
+    app.add_api_route("/v1/models", _list_models, methods=["GET"])
+    app.add_api_route("/v1/models/{name}", _show_model, methods=["GET"])
     return app
 
 
-async def generate_images(request: ImagesGenerate) -> Response:
+async def _generate_images(request: ImagesGenerate) -> Response:
     """Pictures for a prompt, all at once or, with ``stream``, their steps and then each as it is done."""
     gateway = bentoml.get_current_service()
     jobs = plan_images(request, gateway.catalog, gateway.settings.default_model)
@@ -51,13 +51,13 @@ async def generate_images(request: ImagesGenerate) -> Response:
     return JSONResponse(_reply(request, jobs, results))
 
 
-async def list_models() -> dict[str, Any]:
+async def _list_models() -> dict[str, Any]:
     """Every model of the catalog, with its limits, licence and state."""
     gateway = bentoml.get_current_service()
     return {"object": "list", "data": await gateway.model_list()}
 
 
-async def show_model(name: str) -> dict[str, Any]:
+async def _show_model(name: str) -> dict[str, Any]:
     """One model."""
     gateway = bentoml.get_current_service()
     gateway.catalog.model(name)

@@ -1,0 +1,73 @@
+"""A deployment of the real gateway and the real family service over a model that only sleeps.
+
+``SLOW_LOAD_SECONDS`` makes loading take its time. Served as ``slow:Gateway`` and, alone, as ``slow:Slow``.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from jubako.services import family_service, gateway_service
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+    from jubako.engine.samples import Sample
+    from jubako.planning import Job
+
+FORWARD_SECONDS = 0.1
+
+
+class Sleeper:
+    """Five forwards of a tenth of a second each make a grey picture."""
+
+    max_rows = 64
+
+    def prepare(self, job: Job) -> Sample:
+        import torch
+
+        from jubako.engine.samples import Sample, Schedule, make_scheduler
+
+        scheduler = make_scheduler({"num_train_timesteps": 1000}, job.scheduler)
+        schedule = Schedule(scheduler, job.num_inference_steps, torch.Generator())
+        return Sample(self, schedule, torch.zeros(1, 3, 8, 8), {}, job.guidance_scale)
+
+    def predict(
+        self, inputs: torch.Tensor, timesteps: torch.Tensor, conditioning: Mapping[str, torch.Tensor]
+    ) -> torch.Tensor:
+        time.sleep(FORWARD_SECONDS)
+        return inputs * 0
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        return latents * 0 + 0.5
+
+    def to_image(self, picture: torch.Tensor) -> Image.Image:
+        from PIL import Image
+
+        return Image.new("RGB", (8, 8), (128, 128, 128))
+
+
+def load(*_: Any) -> Sleeper:
+    """What the runner calls to load a model of this family."""
+    time.sleep(float(os.environ.get("SLOW_LOAD_SECONDS", "0")))
+    return Sleeper()
+
+
+# The runner finds a family's module by name; this one joins the shipped ones.
+family = ModuleType("jubako.families.slow")
+family.load = load  # type: ignore[attr-defined] # that is how a module made by hand gets its functions
+sys.modules[family.__name__] = family
+
+os.environ["JUBAKO_CATALOG"] = str(Path(__file__).parent / "slow_catalog")
+os.environ.setdefault("JUBAKO_DEFAULT_MODEL", "sleeper")
+
+Slow = family_service("slow")
+
+Gateway = gateway_service(slow=Slow)
