@@ -154,6 +154,17 @@ def test_weights_that_can_not_be_loaded_are_an_error_and_others_go_on(
     assert asyncio.run(runner.generate(job(catalog, steps=1))).error is None
 
 
+def test_a_runner_is_preloaded_when_its_models_are_and_never_when_one_fails(
+    catalog: Catalog, settings: Settings
+) -> None:
+    for names, ready in ((("tiny-sd",), True), (("tiny-sd", "sd1.4"), False)):
+        starting = Runner(catalog.families["sd"], settings)
+        starting.preload(names)
+        starting.close()
+        assert starting.preloaded is ready
+        assert starting.loaded == ("tiny-sd",)
+
+
 def test_closing_waits_for_the_jobs_that_run(catalog: Catalog, settings: Settings, tmp_path: Path) -> None:
     closing = Runner(catalog.families["sd"], settings.model_copy(update={"home": tmp_path}))
     closing.load(catalog.model("tiny-sd"))

@@ -52,14 +52,14 @@ class Runner:
         self._preloads: list[Future[LoadedModel]] = []
 
     def preload(self, names: tuple[str, ...]) -> None:
-        """Begin to load these models now; those whose weights are not on disk are left for later."""
+        """Begin to load these models now."""
         for name in names:
             self._preloads.append(self._prepare.submit(self.load, self.family.models[name]))
 
     @property
     def preloaded(self) -> bool:
-        """Whether all that was begun has ended."""
-        return all(load.done() for load in self._preloads)
+        """Whether all that was begun is loaded; a load that failed is never ready."""
+        return all(load.done() and load.exception() is None for load in self._preloads)
 
     @property
     def loaded(self) -> tuple[str, ...]:

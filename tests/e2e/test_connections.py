@@ -98,6 +98,26 @@ def test_a_family_that_is_down_is_a_503_with_retry_after(tmp_path: Path) -> None
         assert httpx.get(f"{gateway.url}/v1/models", timeout=5).status_code == 200
 
 
+def test_more_waiting_calls_than_a_proxy_has_connections_hold_up_no_probe_and_no_cancel(
+    tmp_path: Path,
+) -> None:
+    async def crowd(server: Server) -> Counter[int]:
+        limits = httpx.Limits(max_connections=None)
+        async with httpx.AsyncClient(base_url=server.url, timeout=60, limits=limits) as client:
+            request = {"prompt": "x", "num_inference_steps": 30}
+            calls = [asyncio.ensure_future(client.post("/txt2img", json=request)) for _ in range(130)]
+            await asyncio.sleep(1)
+            status, seconds = await asyncio.to_thread(probe, server)
+            assert (status, seconds < 1) == (200, True)
+            calls.pop(0).cancel()
+            await asyncio.sleep(0.5)
+            assert "path=/cancel_job" in server.log.read_text(encoding="utf-8")
+            return Counter(reply.status_code for reply in await asyncio.gather(*calls))
+
+    with serving(tmp_path, target="slow:Gateway", cwd=HERE) as server:
+        assert asyncio.run(crowd(server)) == {200: 129}
+
+
 def test_a_family_s_own_port_refuses_pickles(tmp_path: Path) -> None:
     with serving(tmp_path, target="slow:Slow", cwd=HERE) as family:
         response = httpx.post(

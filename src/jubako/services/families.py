@@ -28,13 +28,17 @@ T = TypeVar("T")
 
 # A loading family leaves its port unanswered, so whoever asks about health must not wait for it.
 PROBE_SECONDS = 0.7
+CANCEL_SECONDS = 5
 
 
 class Families:
-    """The families that this gateway reaches, by name; each is a BentoML proxy."""
+    """The families that this gateway reaches, each by a BentoML proxy for work and one for control."""
 
-    def __init__(self, proxies: Mapping[str, Any], catalog: Catalog, settings: Settings) -> None:
-        self._proxies = proxies
+    def __init__(
+        self, work: Mapping[str, Any], control: Mapping[str, Any], catalog: Catalog, settings: Settings
+    ) -> None:
+        self._work = work
+        self._control = control
         self._catalog = catalog
         self._settings = settings
 
@@ -70,32 +74,33 @@ class Families:
     async def cancel(self, job: Job) -> None:
         """Stop a job before its next step; a family that can't be reached runs nothing of ours."""
         try:
-            await asyncio.wait_for(self._client(job).cancel_job(job_id=job.id), 5)
+            call = self._control[job.family].to_async.cancel_job(job_id=job.id)
+            await asyncio.wait_for(call, CANCEL_SECONDS)
         except (TimeoutError, aiohttp.ClientError, BentoMLException, OSError):
             logger.warning("could not cancel job %s", job.id)
 
     async def ready(self) -> dict[str, bool]:
         """Which families answer their readiness probe now; never takes longer than a probe."""
         answers = await asyncio.gather(
-            *(_probe(proxy.to_async.is_ready(timeout=PROBE_SECONDS)) for proxy in self._proxies.values())
+            *(_probe(proxy.to_async.is_ready(timeout=PROBE_SECONDS)) for proxy in self._control.values())
         )
-        return {name: bool(answer) for name, answer in zip(self._proxies, answers, strict=True)}
+        return {name: bool(answer) for name, answer in zip(self._control, answers, strict=True)}
 
     async def states(self) -> dict[str, ModelState]:
         """The state of each model whose family answers in time."""
         answers = await asyncio.gather(
-            *(_probe(proxy.to_async.describe()) for proxy in self._proxies.values())
+            *(_probe(proxy.to_async.describe()) for proxy in self._control.values())
         )
         return {name: state for answer in answers if answer for name, state in answer.items()}
 
     def _client(self, job: Job) -> Any:
-        if job.family not in self._proxies:
-            served = ", ".join(self._proxies)
+        if job.family not in self._work:
+            served = ", ".join(self._work)
             raise FamilyUnavailable(
                 f"model: the family {job.family} of {job.model} is not served here; served: {served}",
                 param="model",
             )
-        return self._proxies[job.family].to_async
+        return self._work[job.family].to_async
 
     async def _batched(self, client: Any, job: Job) -> Result:
         results: list[Result] = await client.generate_batch(jobs=[job])

@@ -85,7 +85,8 @@ def family_service(name: str) -> Any:
         async def generate_events(self, job: Job) -> AsyncGenerator[str, None]:
             """Run one job; a line of JSON a step, then one with the result."""
             async for event in _events(self.runner, job):
-                yield event.model_dump_json() + "\n"
+                # In ASCII: the proxy decodes chunks that may end within a letter of several bytes.
+                yield event.model_dump_json(ensure_ascii=True) + "\n"
 
         @bentoml.api
         async def cancel_job(self, job_id: str) -> bool:

@@ -39,8 +39,9 @@ def gateway_service(**services: Any) -> Any:
         def __init__(self) -> None:
             self.settings = settings
             self.catalog = catalog
-            proxies = {name: getattr(self, name) for name in served}
-            self.families = Families(proxies, catalog, settings)
+            work = {name: getattr(self, name) for name in served}
+            control = {name: getattr(self, _control(name)) for name in served}
+            self.families = Families(work, control, catalog, settings)
 
         @bentoml.api(input_spec=_TextToImageInput)
         async def txt2img(self, **fields: Any) -> Image.Image:
@@ -81,7 +82,11 @@ def gateway_service(**services: Any) -> Any:
             return any((await self.families.ready()).values())
 
     for name, service in served.items():
-        setattr(Gateway, name, bentoml.depends(service, url=settings.family_urls.get(name)))
+        url = settings.family_urls.get(name)
+        # A proxy holds 100 connections. Cancels and probes have a proxy of their own: when that many pictures
+        # are waited for, they must not wait as well.
+        setattr(Gateway, name, bentoml.depends(service, url=url))
+        setattr(Gateway, _control(name), bentoml.depends(service, url=url))
     gateway = bentoml.service(
         name="Gateway",
         traffic={"timeout": settings.timeout + 2 * TIMEOUT_MARGIN},
@@ -91,6 +96,10 @@ def gateway_service(**services: Any) -> Any:
     gateway.mount_asgi_app(openai_app(), path="/", name="openai")
     gateway.add_asgi_middleware(ErrorShape)
     return gateway
+
+
+def _control(family: str) -> str:
+    return f"{family}_control"
 
 
 def _listed(model: Model, state: Any) -> dict[str, Any]:
