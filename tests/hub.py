@@ -16,7 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
-__all__ = ["ADMITTED", "STRANGER", "Asked", "Hub", "Repository", "hub"]
+__all__ = ["ADMITTED", "STRANGER", "Asked", "Hub", "Repository", "hub", "sha256"]
 
 ADMITTED, STRANGER = "hf_admitted", "hf_stranger"
 
@@ -185,6 +185,7 @@ def is_big(name: str) -> bool:
 
 
 def sha256(content: bytes) -> str:
+    """The name of a big file's content."""
     return hashlib.sha256(content).hexdigest()
 
 

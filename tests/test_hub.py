@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from hub import ADMITTED, STRANGER, Hub, Repository, hub
+from hub import ADMITTED, STRANGER, Hub, Repository, hub, sha256
 from pipelines import sd_pipeline
 from program import COMMAND
 from server import free_port
@@ -65,7 +65,7 @@ class Machine:
     def pull(self, name: str = "sd1.5") -> tuple[int, str]:
         """Exit status and everything that was printed, in one line."""
         process = self.start(name)
-        printed = "".join(process.communicate(timeout=60))
+        printed = "".join(process.communicate(timeout=120))
         assert "Traceback" not in printed, printed
         return process.returncode, " ".join(printed.split())
 
@@ -182,7 +182,7 @@ def test_a_connection_that_breaks_off_is_taken_up_where_it_was(
     assert the_hub.fetched().count(UNET) == 2
     half = len(random_files[UNET]) // 2
     assert ranges(the_hub) == [None, half]
-    assert weights_on_disk(machine) == random_files[UNET]
+    assert weights_on_disk(machine) == sha256(random_files[UNET])
 
 
 def test_a_pull_that_was_killed_goes_on_where_it_was(
@@ -192,8 +192,8 @@ def test_a_pull_that_was_killed_goes_on_where_it_was(
     the_hub.faults.append("stall")
     half = len(random_files[UNET]) // 2
     process = machine.start()
-    assert the_hub.stalled.wait(30)
-    deadline = time.monotonic() + 30
+    assert the_hub.stalled.wait(60)
+    deadline = time.monotonic() + 60
     while sum(path.stat().st_size for path in machine.partials()) < half and time.monotonic() < deadline:
         time.sleep(0.02)
     process.kill()
@@ -207,7 +207,7 @@ def test_a_pull_that_was_killed_goes_on_where_it_was(
     assert "4.0 MB, 2.0 MB of it to fetch" in printed
     assert the_hub.fetched() == [UNET]
     assert ranges(the_hub) == [half]
-    assert weights_on_disk(machine) == random_files[UNET]
+    assert weights_on_disk(machine) == sha256(random_files[UNET])
     assert machine.partials() == []
 
 
@@ -221,7 +221,7 @@ def test_a_file_that_arrives_damaged_is_not_kept(
     assert f"{UNET} arrived damaged" in printed
     assert find_weights(machine.home, machine.model) is None
     assert machine.pull()[0] == 0
-    assert weights_on_disk(machine) == random_files[UNET]
+    assert weights_on_disk(machine) == sha256(random_files[UNET])
 
 
 def test_a_torn_file_is_not_on_disk_and_the_next_pull_mends_it(
@@ -238,7 +238,7 @@ def test_a_torn_file_is_not_on_disk_and_the_next_pull_mends_it(
     assert machine.pull()[0] == 0
     assert sorted(the_hub.fetched()) == ["model_index.json", "unet/config.json", UNET]
     assert find_weights(machine.home, machine.model) == folder
-    assert weights_on_disk(machine) == random_files[UNET]
+    assert weights_on_disk(machine) == sha256(random_files[UNET])
 
 
 def test_the_token_reaches_the_hub_and_not_the_host_of_the_big_files(
@@ -321,7 +321,8 @@ def ranges(the_hub: Hub) -> list[int | None]:
     return [int(value.removeprefix("bytes=").removesuffix("-")) if value else None for value in asked]
 
 
-def weights_on_disk(machine: Machine) -> bytes:
+def weights_on_disk(machine: Machine) -> str:
+    """The SHA-256 of the big file: pytest would compare the bytes themselves for minutes."""
     folder = find_weights(machine.home, machine.model)
     assert folder is not None
-    return (folder / UNET).read_bytes()
+    return sha256((folder / UNET).read_bytes())

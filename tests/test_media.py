@@ -32,7 +32,7 @@ def test_the_parameters_are_in_the_grammar_that_galleries_read() -> None:
     text = parameters_text(job(negative_prompt="blue", scheduler="DPM++ 2M Karras"))
     assert text.splitlines()[:2] == ["a red circle", "Negative prompt: blue"]
     assert text.splitlines()[2].startswith(
-        "Steps: 25, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 4, Seed: 7, Size: 64x64, "
+        "Steps: 25, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 2, Seed: 7, Size: 64x64, "
         "Model: tiny-sd, RNG: CPU, Version: jubako"
     )
 

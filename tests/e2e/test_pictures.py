@@ -44,7 +44,7 @@ def mixed_requests(n: int) -> list[dict[str, Any]]:
                 "seed": 100 + i,
                 "num_inference_steps": 15 + i % 11,
                 "scheduler": schedulers[i % 4],
-                "guidance_scale": (3.0, 4.0, 5.0)[i % 3],
+                "guidance_scale": (1.5, 2.0, 3.0)[i % 3],
             }
         )
     return requests

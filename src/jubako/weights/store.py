@@ -15,7 +15,15 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from jubako.catalog import Model
 from jubako.errors import ModelNotOnDisk
 
-__all__ = ["WeightRecord", "find_weights", "read_record", "record_path", "require_weights", "write_record"]
+__all__ = [
+    "WeightRecord",
+    "find_weights",
+    "read_record",
+    "record_path",
+    "require_weights",
+    "size_on_disk",
+    "write_record",
+]
 
 
 class WeightRecord(BaseModel):
@@ -68,6 +76,16 @@ def find_weights(home: Path, model: Model) -> Path | None:
         return model.weights.folder if _layout_is_there(model.weights.folder) else None
     record = read_record(home, model)
     return record.folder if record is not None and record.is_whole() else None
+
+
+def size_on_disk(home: Path, model: Model) -> int | None:
+    """Bytes of the model's weights and configs, or None when they are not (wholly) on disk."""
+    if (folder := find_weights(home, model)) is None:
+        return None
+    record = None if model.weights.folder is not None else read_record(home, model)
+    if record is not None:
+        return sum(record.files.values())
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def require_weights(home: Path, model: Model) -> Path:

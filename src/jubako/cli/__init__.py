@@ -1,0 +1,58 @@
+"""The command line: what can be served, fetching weights, a picture from a running server.
+
+Starts fast: each command imports what it needs when it runs, and none imports torch.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from jubako import __version__
+from jubako.catalog import CatalogError
+from jubako.cli.models import models
+from jubako.cli.pictures import generate
+from jubako.cli.weights import pull
+from jubako.errors import JubakoError
+from jubako.settings import SettingsError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="jubako",
+    help="A server for the Stable Diffusion family: what it can serve, its weights, and pictures from it.",
+    epilog="Start a server with `bentoml serve` in the checkout, or with `scripts/serve`.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(models)
+app.command()(pull)
+app.command()(generate)
+
+
+def main() -> None:
+    """Run the command that the arguments name. What a user can mend is one sentence and exit status 1."""
+    try:
+        app()
+    except (JubakoError, SettingsError, CatalogError) as error:
+        print(f"jubako: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"jubako {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Nothing to do between the options of the program and its command."""

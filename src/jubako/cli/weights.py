@@ -1,0 +1,122 @@
+"""`jubako pull`: fetch a model's weights, with its licence first and a progress bar."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from jubako.catalog import Model, load_catalog
+from jubako.settings import Settings, load_settings
+from jubako.weights.store import find_weights, read_record
+
+__all__ = ["pull"]
+
+COMMERCIAL = {
+    "yes": "commercial use is allowed",
+    "limited": "commercial use is allowed under conditions",
+    "no": "no commercial use",
+}
+
+
+def pull(name: Annotated[str, typer.Argument(metavar="MODEL", help="A name from `jubako models`.")]) -> None:
+    """Fetch a model's weights from the Hugging Face hub; an interrupted pull goes on where it was."""
+    settings = load_settings()
+    model = load_catalog(settings.catalog).model(name)
+    console = Console(highlight=False)
+    if model.weights.folder is not None:
+        console.print(_about_folder(model, settings), soft_wrap=True)
+        return
+    _print_licence(console, model)
+    if _is_pinned_and_here(model, settings):
+        console.print(f"{model.name} is on disk already, at its pinned commit", soft_wrap=True)
+        return
+    try:
+        _fetch(console, model, settings)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("\nInterrupted. What has come is kept: run the same command to go on.")
+        raise typer.Exit(130) from None
+
+
+def _about_folder(model: Model, settings: Settings) -> str:
+    if find_weights(settings.home, model) is not None:
+        return f"{model.name} ships with Jubako: there is nothing to fetch"
+    return f"{model.name} lies in a folder of yours, not on the hub: {escape(str(model.weights.folder))}"
+
+
+def _print_licence(console: Console, model: Model) -> None:
+    licence = model.licence
+    console.print(f"[bold]{escape(model.title)}[/]  {model.weights.repo}", soft_wrap=True)
+    console.print(f"Licence: {licence.id}, {COMMERCIAL[licence.commercial]}  {licence.url}", soft_wrap=True)
+    if licence.commercial != "yes" and licence.note:
+        console.print(f"         {escape(licence.note)}", style="yellow", soft_wrap=True)
+
+
+def _is_pinned_and_here(model: Model, settings: Settings) -> bool:
+    """Whether there is nothing to ask the hub: the catalog names a commit, and all of it is on disk."""
+    record = read_record(settings.home, model)
+    pinned = re.fullmatch("[0-9a-f]{40}", model.weights.revision)
+    return bool(
+        pinned and record and record.commit == model.weights.revision and find_weights(settings.home, model)
+    )
+
+
+def _fetch(console: Console, model: Model, settings: Settings) -> None:
+    with console.status("Asking the hub"):
+        # The hub's client takes a good part of a second to import; only this command pays for it.
+        from jubako.hub import fetch, inspect
+
+        shipment = inspect(model)
+    missing = shipment.missing
+    console.print(
+        f"Commit {shipment.commit[:12]}: {len(shipment.files)} files, {_amount(shipment.size)}, "
+        f"{_amount(missing) if missing else 'nothing'} of it to fetch",
+        soft_wrap=True,
+    )
+    width = max(len(_part(file.name)) for file in shipment.files)
+    with _bar(console) as progress:
+        task = progress.add_task("", total=shipment.size, completed=shipment.size - missing)
+        current = ""
+
+        def report(name: str, gained: int) -> None:
+            nonlocal current
+            if progress.disable and name != current:
+                print(name, flush=True)  # a log shows no bar, but how far it is
+            current = name
+            progress.update(task, advance=gained, description=f"{_part(name):{width}}")
+
+        record = fetch(shipment, settings.home, report)
+        progress.update(task, completed=shipment.size, description=f"{'done':{width}}")
+    console.print(f"[green]{model.name} is ready[/] in {escape(str(record.folder))}", soft_wrap=True)
+
+
+def _part(name: str) -> str:
+    """The component that a file belongs to: its whole name would leave a bar no room."""
+    return name.partition("/")[0]
+
+
+def _amount(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
+def _bar(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )

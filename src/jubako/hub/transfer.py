@@ -1,0 +1,135 @@
+"""Moving the bytes: every file of a shipment into the Hugging Face cache.
+
+Big files are fetched here and not by ``hf_hub_download``, which throws away what it has of a file when it is
+interrupted: here that stays, is continued by the next pull, and counts only when its SHA-256 is the hub's.
+The cache's layout stays the hub's own, so other programs find the files too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from huggingface_hub import constants, get_session, hf_hub_download, hf_hub_url
+from huggingface_hub.errors import HfHubHTTPError, HTTPError
+from huggingface_hub.utils import WeakFileLock, build_hf_headers, hf_raise_for_status
+
+from jubako.hub.reasons import explained
+from jubako.hub.shipment import RemoteFile, Shipment, size_of
+from jubako.weights.layout import PullFailed
+from jubako.weights.store import WeightRecord, write_record
+
+__all__ = ["fetch"]
+
+READ_SECONDS = 30
+# Waits of 1, 2, 4, 8 and 16 s bridge a network that is away for half a minute.
+ATTEMPTS = 6
+
+Report = Callable[[str, int], None]
+
+
+def fetch(shipment: Shipment, home: Path, report: Report) -> WeightRecord:
+    """Bring every missing file, then write the record that makes the model servable.
+
+    ``report(name, gained)`` hears of bytes as they come; a file that starts again reports a negative gain.
+    """
+    with explained(shipment.model):
+        _refuse_without_space(shipment)
+        # Small files first: when the hub refuses, it does so before gigabytes have come.
+        for file in sorted(shipment.files, key=lambda file: file.size):
+            _bring(shipment, file, report)
+    record = WeightRecord(
+        model=shipment.model.name,
+        repo=shipment.repo,
+        commit=shipment.commit,
+        folder=shipment.folder,
+        files={file.name: file.size for file in shipment.files},
+    )
+    if not record.is_whole():
+        raise PullFailed(f"some files of {shipment.repo} did not arrive whole; run the same command again")
+    write_record(home, record)
+    return record
+
+
+def _bring(shipment: Shipment, file: RemoteFile, report: Report) -> None:
+    if size_of(shipment.folder / file.name) == file.size:
+        return
+    shipment.discard_torn(file)
+    if file.sha256:
+        _bring_blob(shipment, file, report)
+    # Small files come with this; for a big one it only links the blob into the commit's folder.
+    hf_hub_download(shipment.repo, file.name, revision=shipment.commit)
+    if not file.sha256:
+        report(file.name, file.size)
+
+
+def _bring_blob(shipment: Shipment, file: RemoteFile, report: Report) -> None:
+    blob = shipment.blob(file)
+    lock = shipment.storage.parent / ".locks" / shipment.storage.name / f"{file.sha256}.lock"
+    for folder in (blob.parent, lock.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(lock):
+        if size_of(blob) == file.size:
+            return
+        partial = shipment.partial(file)
+        _complete(hf_hub_url(shipment.repo, file.name, revision=shipment.commit), file, partial, report)
+        with partial.open("rb") as content:
+            digest = hashlib.file_digest(content, "sha256").hexdigest()
+        if digest != file.sha256:
+            partial.unlink()
+            raise PullFailed(f"{file.name} arrived damaged and was thrown away; run the same command again")
+        partial.replace(blob)
+
+
+def _complete(url: str, file: RemoteFile, partial: Path, report: Report) -> None:
+    """Continue a partial file until it has its size, through breaks of the connection."""
+    failures = 0
+    while (have := size_of(partial)) < file.size:
+        broken: Exception | None = None
+        try:
+            _stream(url, file, partial, report)
+        except HTTPError as error:
+            if isinstance(error, HfHubHTTPError):
+                raise
+            broken = error
+        failures = 0 if size_of(partial) > have else failures + 1
+        if failures == ATTEMPTS:
+            raise PullFailed(
+                f"the connection broke off at {file.name}; what has come is kept: run the same command again"
+            ) from broken
+        if size_of(partial) < file.size:
+            time.sleep(2**failures)
+
+
+def _stream(url: str, file: RemoteFile, partial: Path, report: Report) -> None:
+    have = max(size_of(partial), 0)
+    headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
+    if have:
+        headers["Range"] = f"bytes={have}-"
+    with get_session().stream("GET", url, headers=headers, timeout=READ_SECONDS) as response:
+        if response.is_error:
+            response.read()
+        hf_raise_for_status(response)
+        continued = response.status_code == 206
+        if have and not continued:
+            report(file.name, -have)
+        with partial.open("ab" if continued else "wb") as content:
+            for chunk in response.iter_bytes():
+                content.write(chunk)
+                content.flush()  # a pull that is killed leaves what has come
+                report(file.name, len(chunk))
+
+
+def _refuse_without_space(shipment: Shipment) -> None:
+    folder = shipment.storage
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if shipment.missing > free:
+        raise PullFailed(
+            f"{shipment.model.name} needs {shipment.missing / 1e9:.1f} GB more, but the disk of "
+            f"{constants.HF_HUB_CACHE} has {free / 1e9:.1f} GB free; make room or set HF_HOME to another disk"
+        )
