@@ -1,0 +1,77 @@
+"""A CLIP tokenizer of its own: every word of the world is one token, any other text falls back to bytes."""
+
+from __future__ import annotations
+
+from transformers import CLIPTokenizer
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from jubako.miniatures.world import COLOURS, PLACES, SHAPES, SIZES
+
+LENGTH = 77
+_GLUE = (
+    "a",
+    "an",
+    "the",
+    "of",
+    "on",
+    "in",
+    "and",
+    "with",
+    "background",
+    "above",
+    "below",
+    "centre",
+    "middle",
+)
+_DECORATION = (
+    "photo",
+    "picture",
+    "image",
+    "drawing",
+    "painting",
+    "simple",
+    "flat",
+    "clean",
+    "shape",
+    "object",
+)
+WORDS = tuple(dict.fromkeys((*COLOURS, *SHAPES, *SIZES, *PLACES, *_GLUE, *_DECORATION)))
+
+
+def new_tokenizer() -> CLIPTokenizer:
+    """Merges of an early word can cut a later one in two; such words move to the front until none is cut."""
+    order = sorted(WORDS, key=len, reverse=True)
+    for _ in WORDS:
+        tokenizer = _tokenizer(order)
+        cut = [word for word in order if len(tokenizer.tokenize(word)) != 1]
+        if not cut:
+            return tokenizer
+        order = cut + [word for word in order if word not in cut]
+    raise ValueError(f"these words cannot all be single tokens: {cut}")
+
+
+def _tokenizer(words: list[str]) -> CLIPTokenizer:
+    alphabet = list(bytes_to_unicode().values())
+    merges = _merges(words)
+    pieces = ["".join(pair) for pair in merges]
+    tokens = [
+        *alphabet,
+        *(letter + "</w>" for letter in alphabet),
+        *pieces,
+        "<|startoftext|>",
+        "<|endoftext|>",
+    ]
+    vocabulary = {token: number for number, token in enumerate(dict.fromkeys(tokens))}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=LENGTH)
+
+
+def _merges(words: list[str]) -> list[tuple[str, str]]:
+    """Each word grows letter by letter from its start."""
+    merges: dict[tuple[str, str], None] = {}
+    for word in words:
+        letters = [*word[:-1], word[-1] + "</w>"]
+        grown = letters[0]
+        for letter in letters[1:]:
+            merges[(grown, letter)] = None
+            grown += letter
+    return list(merges)
