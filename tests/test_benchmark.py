@@ -1,0 +1,133 @@
+"""The benchmarks run and end in one JSON document; no figure is judged, since test machines are shared."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+from typing import Any
+
+import pytest
+from server import ROOT
+
+from benchmarks.report import latency_figures, percentile
+from benchmarks.tables import PAGE, filled
+from benchmarks.traffic import Mix, Request, Traffic, closed_loop, open_loop
+
+
+def benchmark(*arguments: str) -> dict[str, Any]:
+    """The document at the end of a benchmark's output."""
+    command = [str(ROOT / "scripts" / "benchmark"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    document: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    assert {"benchmark", "date", "machine", "versions", "settings"} <= set(document)
+    return document
+
+
+def test_the_load_benchmark_answers_its_questions() -> None:
+    document = benchmark("load", "--quick")
+    systems = {"step", "request", "one_at_a_time", "engine"}
+    for name in systems:
+        assert document["saturation"][name]["pictures_per_s"]["median"] > 0
+        assert document["saturation"][name]["errors"] == []
+        # All four make the same pictures, up to rounding.
+        assert document["warm_up"][name]["largest_pixel_difference"] <= 2
+    for of in ("step", "request"):
+        load = document[f"poisson_at_{of}"]
+        assert set(load["systems"]) == systems
+        for figures in load["systems"].values():
+            assert figures["errors"] == []
+            assert figures["all"]["count"] == document["settings"]["arrivals"]
+            assert 0 < figures["all"]["p50_s"] <= figures["all"]["p95_s"] <= figures["all"]["p99_s"]
+            assert 0 < figures["shortest"]["count"] < figures["all"]["count"]
+    assert {"saturation, step : one at a time", "throughput lost to HTTP and gateway"} <= set(
+        document["ratios"]
+    )
+
+
+def test_the_engine_benchmark_gets_the_stock_pipelines_latents() -> None:
+    document = benchmark(
+        "engine", "--architecture", "tiny", "--size", "32", "--steps", "2", "--batches", "1,2"
+    )
+    ways = {(row["way"], row["batch"]): row for row in document["results"]}
+    assert set(ways) == {
+        ("stock, one at a time", 1),
+        *((way, batch) for way in ("stock, one batch", "step batcher") for batch in (1, 2)),
+    }
+    for row in ways.values():
+        assert row["rows_per_s"] > 0
+        assert row["largest_relative_difference"] < 1e-4
+    assert ways["step batcher", 2]["rows_per_forward"] > 2
+
+
+def test_the_rows_benchmark_recommends_one_of_the_counts_it_tried() -> None:
+    document = benchmark("rows", "--sides", "32", "--rows", "1,4", "--repeats", "2")
+    assert document["sides"]["32"]["recommended"] in {1, 4}
+    assert set(document["sides"]["32"]["row_ms"]) == {"1", "4"}
+
+
+@pytest.mark.parametrize("arguments", [[], ["lod"], ["engine", "--architecture", "sd9"]])
+def test_wrong_arguments_are_refused_with_the_choices(arguments: list[str]) -> None:
+    command = [str(ROOT / "scripts" / "benchmark"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    assert "engine" in done.stdout + done.stderr
+
+
+def test_the_tables_of_the_docs_are_those_of_the_newest_results() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert filled(page) == page
+
+
+def test_the_same_seed_gives_the_same_requests_and_no_prompt_twice() -> None:
+    mix = Mix()
+    one, other = Traffic(mix, 3), Traffic(mix, 3)
+    requests = one.take(24)
+    assert requests == other.take(24)
+    assert one.arrivals(10, 5.0) == other.arrivals(10, 5.0)
+    prompts = [request.prompt for request in [*requests, *one.take(500)]]
+    assert len(set(prompts)) == len(prompts)
+
+
+def test_every_kind_of_request_comes_equally_often() -> None:
+    mix = Mix(steps=(4, 20), guidance=(4.0, 1.0), sides=(64,))
+    kinds = [(r.num_inference_steps, r.guidance_scale, r.width) for r in Traffic(mix, 1).take(40)]
+    assert {kind: kinds.count(kind) for kind in mix.combinations} == dict.fromkeys(mix.combinations, 10)
+
+
+def test_arrivals_rise_and_have_the_rate_they_are_named_by() -> None:
+    arrivals = Traffic(Mix(), 1).arrivals(50, 4.0)
+    assert arrivals == sorted(arrivals)
+    assert arrivals[0] > 0
+    assert arrivals[-1] == pytest.approx(50 / 4.0)
+
+
+def test_latency_counts_from_when_a_request_was_due_and_failures_are_kept() -> None:
+    requests = Traffic(Mix(), 1).take(3)
+
+    async def answer(request: Request) -> bytes:
+        await asyncio.sleep(0.05)
+        if request is requests[1]:
+            raise RuntimeError("no picture")
+        return b"picture"
+
+    async def blocked() -> tuple[Any, Any]:
+        closed = await closed_loop(answer, requests, 1)
+        return closed, await open_loop(answer, requests, [0.0, 0.01, 0.02])
+
+    closed, opened = asyncio.run(blocked())
+    for outcome in (closed, opened):
+        assert list(outcome.pictures) == [b"picture", None, b"picture"]
+        assert outcome.latencies[1] is None
+        assert outcome.errors == ["RuntimeError: no picture"]
+    assert closed.seconds >= 0.15
+    assert opened.backlog == 3
+    assert opened.throughput == pytest.approx(2 / opened.seconds)
+
+
+def test_percentiles_are_values_that_occurred() -> None:
+    values = [float(n) for n in range(1, 101)]
+    assert [percentile(values, share) for share in (0.5, 0.95, 0.99)] == [50.0, 95.0, 99.0]
+    assert percentile([7.0], 0.95) == 7.0
+    assert latency_figures([1.0, None, 3.0])["count"] == 2
