@@ -181,13 +181,22 @@ def test_a_failing_forward_fails_its_samples_and_the_next_ones_run(batcher: Step
     submit(batcher, sample(denoiser, 2, 5)).picture.result(10)
 
 
-def test_a_failing_scheduler_takes_only_its_own_sample(batcher: StepBatcher) -> None:
+@pytest.mark.parametrize("call", ["scale_model_input", "step"])
+def test_a_failing_scheduler_takes_only_its_own_sample(
+    batcher: StepBatcher, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("a scheduler's own fault")
+
     denoiser = CountingDenoiser()
-    bad = sample(denoiser, 1, 5)
-    bad.schedule._scheduler.sigmas = torch.zeros(0)
-    failing, fine = submit(batcher, bad), submit(batcher, sample(denoiser, 2, 5))
+    first, bad = sample(denoiser, 1, 5), sample(denoiser, 2, 5)
+    monkeypatch.setattr(bad.schedule._scheduler, call, fail)
+    # While the first waits in its forward, the other two arrive and are taken together.
+    tickets = [submit(batcher, one) for one in (first, bad, sample(denoiser, 3, 5))]
     denoiser.gate.set()
-    fine.picture.result(10)
+    failing = tickets.pop(1)
+    for ticket in tickets:
+        ticket.picture.result(10)
     with pytest.raises(GenerationFailed):
         failing.picture.result(10)
 

@@ -116,14 +116,14 @@ class StepBatcher:
         """One forward for the bucket that has waited longest."""
         key = next(iter(self._buckets))
         members = self._buckets[key]
-        batch = _take(members)
+        batch, inputs = _scaled(_take(members))
         try:
-            predictions = predict_together([sample for sample, _ in batch])
+            predictions = predict_together([sample for sample, _ in batch], inputs) if batch else []
         except Exception as error:
             logger.exception("a forward of %d samples failed", len(batch))
             _fail(batch, error)
             batch, predictions = [], []
-        self.forwards += 1
+        self.forwards += bool(batch)
         self.rows += sum(sample.rows for sample, _ in batch)
         finished = []
         for (sample, ticket), prediction in zip(batch, predictions, strict=True):
@@ -150,6 +150,22 @@ def _take(members: deque[tuple[Sample, Ticket]]) -> list[tuple[Sample, Ticket]]:
         rows += members[0][0].rows
         batch.append(members.popleft())
     return batch
+
+
+def _scaled(
+    batch: Sequence[tuple[Sample, Ticket]],
+) -> tuple[list[tuple[Sample, Ticket]], list[torch.Tensor]]:
+    """The members with their inputs; a scheduler that fails takes only its own sample with it."""
+    fine, inputs = [], []
+    for sample, ticket in batch:
+        try:
+            inputs.append(sample.inputs())
+        except Exception as error:
+            logger.exception("a scheduler failed")
+            _fail([(sample, ticket)], error)
+        else:
+            fine.append((sample, ticket))
+    return fine, inputs
 
 
 def _advance(sample: Sample, ticket: Ticket, prediction: torch.Tensor) -> bool:

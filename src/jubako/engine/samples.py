@@ -136,15 +136,15 @@ class Sample:
         self.latents = self.schedule.advance(prediction, self.latents)
 
 
-def predict_together(samples: Sequence[Sample]) -> list[torch.Tensor]:
-    """One forward for samples of one bucket; their predictions apart again, in order."""
+def predict_together(samples: Sequence[Sample], inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """One forward for samples of one bucket and their inputs; their predictions apart again, in order."""
     denoiser = samples[0].denoiser
     counts = [sample.rows for sample in samples]
-    inputs = torch.cat([sample.inputs() for sample in samples])
+    together = torch.cat(list(inputs))
     timesteps = torch.stack([sample.schedule.timestep for sample in samples for _ in range(sample.rows)]).to(
-        inputs.device
+        together.device
     )
     conditioning = {
         name: torch.cat([sample.conditioning[name] for sample in samples]) for name in samples[0].conditioning
     }
-    return list(denoiser.predict(inputs, timesteps, conditioning).split(counts))
+    return list(denoiser.predict(together, timesteps, conditioning).split(counts))
