@@ -182,7 +182,8 @@ class Shown:
 def on_a_terminal(cwd: Path, url: str) -> Iterator[tuple[subprocess.Popen[bytes], Shown]]:
     """The command with a terminal of its own, where it shows a bar."""
     ours, theirs = pty.openpty()
-    command = [*COMMAND, "generate", "a red circle", "--url", url]
+    # What a background job inherits as ignored, Ctrl-C of a terminal is not.
+    command = ["env", "--default-signal=INT", *COMMAND, "generate", "a red circle", "--url", url]
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
     process = subprocess.Popen(
         command, cwd=cwd, env=environment, stdin=theirs, stdout=theirs, stderr=theirs, close_fds=True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gc
 import io
 import json
 from typing import Any
@@ -49,6 +50,8 @@ def test_bentoml_s_own_client_gets_a_picture(server: Server) -> None:
         assert image.size == (64, 64)
         assert "Seed: 7" in image.info["parameters"]
         assert "tiny-sd" in {model["id"] for model in client.models()}
+    del client
+    gc.collect()
 
 
 def test_openai_s_client_gets_pictures_with_their_seeds(client: openai.OpenAI) -> None:
