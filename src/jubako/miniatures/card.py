@@ -29,7 +29,7 @@ Ask it in these words:
 - places: {places} ("in the center of")
 - relations: {relations}
 
-Parts may be left out ("a red circle"). An object never has the background's colour.
+An object never has the background's colour. Say all of it: without the background or the place it errs more.
 
 ## Figures
 
