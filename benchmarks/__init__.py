@@ -1,0 +1,1 @@
+"""Benchmarks of the server and of its engine; ``scripts/benchmark`` runs them."""
