@@ -1,8 +1,9 @@
 """`scripts/benchmark load`: four systems under one load of mixed requests.
 
 First each system's saturation throughput: a closed loop that always has many requests in flight, the same
-ones for each system. Then an open loop: Poisson arrivals at 70 % of what the server saturates at, once when
-it batches by step, once when it batches by request. The order of the systems is drawn anew each round.
+ones for each system. Then an open loop: Poisson arrivals at 70 % of what the server saturates at when it
+batches by step, to all systems, and at 70 % of what it saturates at when it batches by request, to these two.
+The order of the systems is drawn anew each round.
 """
 
 from __future__ import annotations
@@ -50,12 +51,12 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--steps", type=integers, default=(4, 20, 50), help="mixed; default 4,20,50")
     parser.add_argument("--guidance", type=decimals, default=(4.0, 1.0), help="mixed; default 4,1")
     parser.add_argument("--sides", type=integers, default=(64, 96), help="in pixels; default 64,96")
-    parser.add_argument("--warm-up", type=int, default=24, help="requests to each system; default 24")
-    parser.add_argument("--in-flight", type=int, default=32, help="of the closed loop; default 32")
-    parser.add_argument("--requests", type=int, default=48, help="of a closed-loop run; default 48")
+    parser.add_argument("--warm-up", type=int, default=16, help="requests to each system; default 16")
+    parser.add_argument("--in-flight", type=int, default=24, help="of the closed loop; default 24")
+    parser.add_argument("--requests", type=int, default=36, help="of a closed-loop run; default 36")
     parser.add_argument("--rounds", type=int, default=3, help="closed-loop runs of each system; default 3")
-    parser.add_argument("--arrivals", type=int, default=72, help="of an open-loop run; default 72")
-    parser.add_argument("--open-rounds", type=int, default=2, help="open-loop runs, pooled; default 2")
+    parser.add_argument("--arrivals", type=int, default=48, help="of an open-loop run; default 48")
+    parser.add_argument("--open-rounds", type=int, default=1, help="open-loop runs, pooled; default 1")
     parser.add_argument("--threads", type=int, default=2, help="torch threads of each system; default 2")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
     parser.add_argument("--seed", type=int, default=1)
@@ -72,7 +73,6 @@ async def _measure(options: argparse.Namespace, report: Report) -> None:
     mix = Mix(options.steps, options.guidance, options.sides)
     async with AsyncExitStack() as stack:
         started = perf_counter()
-        # Servers start beside each other, and beside what is loaded here.
         running = await asyncio.gather(
             *(
                 stack.enter_async_context(system(options.model, options.threads))
@@ -85,7 +85,10 @@ async def _measure(options: argparse.Namespace, report: Report) -> None:
         bench = _Bench(answers, Traffic(mix, options.seed), order, options, report)
         await bench.warm_up(options.warm_up)
         saturation = await bench.saturate()
-        loads = [await bench.load(of, LOAD * saturation[of]) for of in ("step", "request")]
+        loads = [
+            await bench.load("step", LOAD * saturation["step"], list(SYSTEMS)),
+            await bench.load("request", LOAD * saturation["request"], ["step", "request"]),
+        ]
     ratios = _ratios(saturation, loads)
     report.say("\nRatios")
     for name, value in ratios.items():
@@ -130,7 +133,7 @@ class _Bench:
         runs: dict[str, list[Outcome]] = {name: [] for name in self.answers}
         for _ in range(rounds):
             requests = self.traffic.take(self.options.requests)
-            for name in self._shuffled():
+            for name in self.order.sample(list(runs), len(runs)):
                 runs[name].append(await closed_loop(self.answers[name], requests, in_flight))
         saturation: dict[str, dict[str, Any]] = {
             name: {
@@ -149,13 +152,13 @@ class _Bench:
         self.report.add(saturation=saturation)
         return {name: figures["pictures_per_s"]["median"] for name, figures in saturation.items()}
 
-    async def load(self, of: str, rate: float) -> dict[str, Any]:
-        """Poisson arrivals at this rate for each system; the latencies of all rounds are pooled."""
+    async def load(self, of: str, rate: float, names: Sequence[str]) -> dict[str, Any]:
+        """Poisson arrivals at this rate for these systems; the latencies of all rounds are pooled."""
         count, fewest_steps = self.options.arrivals, min(self.options.steps)
-        runs: dict[str, list[Outcome]] = {name: [] for name in self.answers}
+        runs: dict[str, list[Outcome]] = {name: [] for name in names}
         for _ in range(self.options.open_rounds):
             requests, arrivals = self.traffic.take(count), self.traffic.arrivals(count, rate)
-            for name in self._shuffled():
+            for name in self.order.sample(names, len(names)):
                 runs[name].append(await open_loop(self.answers[name], requests, arrivals))
         systems = {name: _open_figures(outcomes, fewest_steps) for name, outcomes in runs.items()}
         self.report.say(f"\nPoisson arrivals, {rate:.2f}/s = {LOAD:.0%} of what {of} saturates at; seconds")
@@ -173,9 +176,6 @@ class _Bench:
         load = {"of": of, "share": LOAD, "requests_per_s": rate, "systems": systems}
         self.report.add(**{f"poisson_at_{of}": load})
         return load
-
-    def _shuffled(self) -> list[str]:
-        return self.order.sample(list(self.answers), len(self.answers))
 
 
 def _difference(outcome: Outcome, reference: Outcome) -> int | None:

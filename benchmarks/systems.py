@@ -1,5 +1,5 @@
 """The four systems under the same load: the server batching by step and by request, the engine without HTTP,
-and the stock pipeline one request at a time. Each is an async context manager that gives an Answer.
+and the stock pipeline one request at a time. Each has processes of its own.
 """
 
 from __future__ import annotations
@@ -12,29 +12,27 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import httpx
 
-from benchmarks.traffic import Answer, Request
-from jubako.catalog import load_catalog
+from benchmarks.processes import in_a_process
+from benchmarks.traffic import Answer, Request, System
+from jubako.catalog import Model, load_catalog
 from jubako.planning import Job, plan
 from jubako.request import TextToImage
 from jubako.settings import load_settings
 
-__all__ = ["SYSTEMS", "System"]
+__all__ = ["SYSTEMS"]
 
 ROOT = Path(__file__).resolve().parent.parent
 START_SECONDS = 180
 STOP_SECONDS = 30
-
-System = Callable[[str, int], AbstractAsyncContextManager[Answer]]
-"""From a model's name and the number of torch threads to the system, running."""
 
 
 def _served(batching: str) -> System:
@@ -116,7 +114,7 @@ def _free_port() -> int:
 
 @asynccontextmanager
 async def _engine(model: str, threads: int) -> AsyncIterator[Answer]:
-    """The common runner in this process: the step batcher with everything around it but HTTP."""
+    """The common runner: the step batcher with everything around it but HTTP."""
     import torch
 
     from jubako.runner import Runner
@@ -140,16 +138,16 @@ async def _engine(model: str, threads: int) -> AsyncIterator[Answer]:
 
 @asynccontextmanager
 async def _one_at_a_time(model: str, threads: int) -> AsyncIterator[Answer]:
-    """The stock pipeline's own call, one request after the other; files are encoded beside the next call."""
-    import torch
+    """The stock pipeline's own call, one request after the other; files are encoded beside the next call.
 
+    One thread does all that torch does, loading too, so that one pool of OpenMP threads is all there is.
+    """
     from jubako.media import encode_image
 
-    torch.set_num_threads(threads)
     catalog = load_catalog(load_settings().catalog)
-    pipeline = _stock_pipeline(catalog.model(model))
     call, encode = ThreadPoolExecutor(1, "call"), ThreadPoolExecutor(2, "encode")
     loop = asyncio.get_running_loop()
+    pipeline = await loop.run_in_executor(call, _stock_pipeline, catalog.model(model), threads)
 
     async def answer(request: Request) -> bytes:
         job = plan(TextToImage.model_validate({"model": model, **request.fields()}), catalog)
@@ -163,11 +161,14 @@ async def _one_at_a_time(model: str, threads: int) -> AsyncIterator[Answer]:
         encode.shutdown()
 
 
-def _stock_pipeline(model: Any) -> Any:
+def _stock_pipeline(model: Model, threads: int) -> Any:
+    import torch
+
     from jubako.engine.samples import make_scheduler
     from jubako.weights.standard import load_pipeline, resolve_device, resolve_dtype
     from jubako.weights.store import require_weights
 
+    torch.set_num_threads(threads)
     settings = load_settings()
     device = resolve_device(settings.device)
     folder = require_weights(settings.home, model)
@@ -193,7 +194,7 @@ def _called(pipeline: Any, job: Job) -> Any:
 SYSTEMS: Mapping[str, System] = {
     "step": _served("step"),
     "request": _served("request"),
-    "one_at_a_time": _one_at_a_time,
-    "engine": _engine,
+    "one_at_a_time": in_a_process(_one_at_a_time),
+    "engine": in_a_process(_engine),
 }
 """By name: the server batching by step and by request, the stock pipeline, the engine without HTTP."""

@@ -6,13 +6,17 @@ import asyncio
 import itertools
 import random
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict, dataclass
 from time import perf_counter
 
-__all__ = ["Answer", "Mix", "Outcome", "Request", "Traffic", "closed_loop", "open_loop"]
+__all__ = ["Answer", "Mix", "Outcome", "Request", "System", "Traffic", "closed_loop", "open_loop"]
 
 Answer = Callable[["Request"], Awaitable[bytes]]
 """A system under load: from a request to its picture file; raises when it fails."""
+
+System = Callable[[str, int], AbstractAsyncContextManager[Answer]]
+"""From a model's name and the number of torch threads to the system, running."""
 
 
 @dataclass(frozen=True)
