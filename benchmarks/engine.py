@@ -24,7 +24,7 @@ import torch
 from benchmarks.architectures import ARCHITECTURES, random_pipeline
 from benchmarks.report import Report, integers, spread
 from benchmarks.traffic import Mix, Traffic
-from jubako.planning import Job
+from jubako.job import Job
 
 __all__ = ["main"]
 

@@ -24,7 +24,8 @@ import httpx
 from benchmarks.processes import in_a_process
 from benchmarks.traffic import Answer, Request, System
 from jubako.catalog import Model, load_catalog
-from jubako.planning import Job, plan
+from jubako.job import Job
+from jubako.planning import plan
 from jubako.request import TextToImage
 from jubako.settings import load_settings
 

@@ -96,11 +96,11 @@ def test_a_user_s_weight_folder_is_relative_to_the_user_s_file(tmp_path: Path) -
         ),
         (
             "family: sd\nmodels: {sd1.5: {defaults: {scheduler: Eular}}}",
-            "models.sd1.5.defaults.*unknown scheduler 'Eular'. Did you mean 'Euler'",
+            "models.sd1.5.*defaults.scheduler.*unknown scheduler 'Eular'. Did you mean 'Euler'",
         ),
         (
             "family: sd\nmodels: {sd1.5: {weights: {folder: x}}}",
-            "models.sd1.5.weights.*either repo or folder",
+            "models.sd1.5.weights.*one of repo, folder and file",
         ),
         ("family: [", "mine.yaml: while parsing"),
         ("family: two\nmodels: {sd1.5: {}}", "mine.yaml: service: Field required"),

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from jubako.catalog import load_catalog
+from jubako.job import Job
 from jubako.media import EXIF_IFD, USER_COMMENT, encode_image, parameters_text, read_parameters
-from jubako.planning import Job, plan
+from jubako.planning import plan
 from jubako.request import TextToImage
 
 CATALOG = load_catalog()

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from jubako.catalog import load_catalog
 from jubako.errors import InvalidRequest, JubakoError
-from jubako.planning import Job, plan, plan_images
+from jubako.job import Job
+from jubako.planning import plan, plan_images
 from jubako.request import ImagesGenerate, TextToImage
 
 CATALOG = load_catalog()
@@ -47,7 +48,7 @@ def test_a_seed_is_drawn_anew_and_a_given_one_kept() -> None:
         ({"width": 65}, "width", "65 is not a multiple of 8; the nearest legal are 64 and 72"),
         ({"height": 1000}, "height", "1000 is outside of 32 to 128 of tiny-sd"),
         ({"model": "sd1.5", "width": 1024, "height": 1024}, "width", "past the limit of 786432 pixels"),
-        ({"num_inference_steps": 151}, "num_inference_steps", "151 is past the limit of 150"),
+        ({"num_inference_steps": 151}, "num_inference_steps", "tiny-sd takes 1 to 150 steps, not 151"),
         ({"guidance_scale": 31}, "guidance_scale", "31.0 is past the limit of 30"),
         ({"prompt": "x" * 4001}, "prompt", "4001 characters are past the limit of 4000"),
         ({"negative_prompt": "x" * 4001}, "negative_prompt", "4001 characters are past the limit"),

@@ -13,7 +13,8 @@ from PIL import Image
 from pipelines import sd_pipeline
 
 from jubako.catalog import Catalog, load_catalog
-from jubako.planning import Job, plan
+from jubako.job import Job
+from jubako.planning import plan
 from jubako.request import TextToImage
 from jubako.result import Progress, Result
 from jubako.runner import Runner

@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from jubako.errors import InvalidRequest, UnknownModel, nearest
+from jubako.request import SkipLayerGuidance, Task
 from jubako.schedulers import resolve_scheduler
 
 __all__ = [
@@ -26,14 +27,13 @@ __all__ = [
     "Licence",
     "Limits",
     "Model",
+    "Overlay",
     "Resources",
     "Task",
     "WeightSource",
     "load_catalog",
     "shipped_folder",
 ]
-
-Task = Literal["txt2img", "img2img", "inpaint"]
 
 
 class CatalogError(ValueError):
@@ -61,14 +61,8 @@ class Defaults(_Value):
     num_inference_steps: int = Field(gt=0)
     guidance_scale: float = Field(ge=0)
     scheduler: str
-
-    @model_validator(mode="after")
-    def _scheduler_is_known(self) -> Self:
-        try:
-            resolve_scheduler(self.scheduler)
-        except InvalidRequest as error:
-            raise ValueError(error.message) from error
-        return self
+    strength: float = Field(default=0.75, gt=0, le=1)
+    max_sequence_length: int | None = Field(default=None, gt=0)
 
 
 class Limits(_Value):
@@ -78,27 +72,53 @@ class Limits(_Value):
     max_side: int = Field(gt=0)
     max_pixels: int = Field(gt=0)
     multiple_of: int = Field(default=8, gt=0)
+    min_num_inference_steps: int = Field(default=1, gt=0)
     max_num_inference_steps: int = Field(default=150, gt=0)
     max_guidance_scale: float = Field(default=30.0, gt=0)
     max_n: int = Field(default=10, gt=0)
     max_prompt_characters: int = Field(default=4000, gt=0)
+    max_sequence_length: int | None = Field(default=None, gt=0)
+
+
+class Overlay(_Value):
+    """One safetensors file laid over a model: the whole denoiser, or a LoRA that is fused into it."""
+
+    repo: str | None = None
+    revision: str = "main"
+    file: str
+    kind: Literal["denoiser", "lora"] = "denoiser"
 
 
 class WeightSource(_Value):
-    """Where files come from: a repository of the Hugging Face hub, or a folder beside the catalog."""
+    """Where files come from: a repository of the Hugging Face hub, a folder, or one file of all weights.
+
+    Folders and files are relative to the catalog's file. ``config`` names the model of the catalog whose
+    configs and tokenizers a single file is read with; unset, it is detected. ``text_encoder_3: false`` leaves
+    out SD3's T5 and its tokenizer.
+    """
 
     repo: str | None = None
     revision: str = "main"
     variant: str | None = None
     folder: Path | None = None
+    file: Path | None = None
+    config: str | None = None
+    overlay: Overlay | None = None
     dtype: Literal["float32", "float16", "bfloat16"] = "float16"
     components_left_out: tuple[str, ...] = ()
+    text_encoder_3: bool = True
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        if (self.repo is None) == (self.folder is None):
-            raise ValueError("give either repo or folder")
+        if sum(source is not None for source in (self.repo, self.folder, self.file)) != 1:
+            raise ValueError("give one of repo, folder and file")
         return self
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """The components that are neither fetched nor loaded."""
+        t5 = () if self.text_encoder_3 else ("text_encoder_3", "tokenizer_3")
+        return (*self.components_left_out, *t5)
 
 
 class Model(_Value):
@@ -114,6 +134,15 @@ class Model(_Value):
     parameters: int = Field(gt=0, description="Parameters of the denoiser")
     memory_gb: float = Field(gt=0, description="Memory of all components in the precision that is served")
     max_rows: int = Field(gt=0, description="Rows of one denoiser forward; a guided sample has two")
+    guidance: bool = Field(default=True, description="False: distilled to run without guidance")
+    micro_conditioning: bool = Field(default=False, description="Whether it takes sizes and a crop (SDXL)")
+    refiner: str | None = Field(default=None, description="The model that can finish its pictures")
+    skip_layer_guidance: SkipLayerGuidance | None = Field(
+        default=None, description="The values of `skip_layer_guidance: true`; unset: it is not offered"
+    )
+    scheduler_config: Mapping[str, str | float | bool] = Field(
+        default_factory=dict, description="Laid over the scheduler's config of the weights"
+    )
     defaults: Defaults
     limits: Limits
     licence: Licence
@@ -121,6 +150,19 @@ class Model(_Value):
     moved_from: tuple[str, ...] = ()
     weights: WeightSource
     default: bool = False
+
+    @model_validator(mode="after")
+    def _scheduler_is_known(self) -> Self:
+        try:
+            resolve_scheduler(self.defaults.scheduler, self.flow)
+        except InvalidRequest as error:
+            raise ValueError(f"defaults.{error.message}") from error
+        return self
+
+    @property
+    def flow(self) -> bool:
+        """Whether it predicts a flow, for which other schedulers are made."""
+        return self.prediction_type == "flow"
 
 
 class Resources(_Value):
@@ -149,6 +191,13 @@ class Family(_Value):
     resources: Resources
     batching: Batching
     models: Mapping[str, Model]
+
+    @model_validator(mode="after")
+    def _refiners_are_here(self) -> Self:
+        for model in self.models.values():
+            if model.refiner is not None and model.refiner not in self.models:
+                raise ValueError(f"models.{model.name}.refiner: {model.refiner!r} is no model of this family")
+        return self
 
 
 class Catalog:
@@ -231,11 +280,12 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _anchored(document: dict[str, Any], file: Path) -> dict[str, Any]:
-    """The document with its weight folders made absolute, since each is relative to its own file."""
+    """The document with its folders and files made absolute, since each is relative to its own file."""
     for entry in document.get("models", {}).values():
         weights = entry.get("weights") if isinstance(entry, dict) else None
-        if isinstance(weights, dict) and isinstance(weights.get("folder"), str):
-            weights["folder"] = str((file.parent / weights["folder"]).resolve())
+        for key in ("folder", "file"):
+            if isinstance(weights, dict) and isinstance(weights.get(key), str):
+                weights[key] = str((file.parent / weights[key]).resolve())
     return document
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from jubako import __version__
-from jubako.planning import Job
+from jubako.job import Job
 from jubako.schedulers import resolve_scheduler
 
 __all__ = ["MEDIA_TYPES", "encode_image", "parameters_text", "read_parameters"]
@@ -69,7 +69,7 @@ def encode_image(image: Image.Image, job: Job, facts: Mapping[str, object]) -> b
     if job.output_format == "png":
         info = PngInfo()
         info.add_itxt("parameters", text) if not text.isascii() else info.add_text("parameters", text)
-        info.add_itxt("jubako", json.dumps({"version": __version__, "job": job.model_dump(), **facts}))
+        info.add_itxt("jubako", json.dumps({"version": __version__, "job": job.described(), **facts}))
         # Level 6 gains a few per cent over level 1 and takes five times as long on photographs.
         image.save(buffer, "PNG", pnginfo=info, compress_level=1)
     else:

@@ -4,81 +4,59 @@ from __future__ import annotations
 
 import re
 import secrets
-import uuid
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
-from jubako.catalog import Catalog, Model, Task
+from jubako.catalog import Catalog, Model
 from jubako.errors import InvalidRequest
-from jubako.request import ImagesGenerate, OutputFormat, TextToImage
+from jubako.job import Job, MicroConditioning, Refinement, new_id
+from jubako.pictures import opaque, open_mask, open_picture, png, resized
+from jubako.request import ImagesGenerate, ImageToImage, Inpaint, SkipLayerGuidance, TextToImage
 from jubako.schedulers import resolve_scheduler
+from jubako.sizes import fitted_size, legal_size
 
-__all__ = ["Job", "plan", "plan_images"]
+__all__ = ["plan", "plan_images"]
 
 # What other programs draw and show: AUTOMATIC1111 and ComfyUI's older nodes read seeds as 32 bits.
 DRAWN_SEEDS = 2**32
 
-
-class Job(BaseModel):
-    """A request made complete and legal. Nothing after planning has a choice left to make."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    id: str
-    task: Task
-    family: str
-    model: str
-    prompt: str
-    negative_prompt: str
-    width: int
-    height: int
-    num_inference_steps: int
-    guidance_scale: float
-    scheduler: str
-    seed: int
-    output_format: OutputFormat
-    output_compression: int
-
-    def siblings(self, n: int) -> list[Job]:
-        """This job ``n`` times, each with an id of its own and the next seed."""
-        return [self.model_copy(update={"id": _new_id(), "seed": (self.seed + i) % 2**63}) for i in range(n)]
+REFINER_AFTER = 0.8
 
 
 def plan(request: TextToImage, catalog: Catalog, default_model: str | None = None) -> Job:
-    """Resolve a request into a job; raises UnknownModel, or InvalidRequest that names field and choices."""
+    """Resolve a request into a job; raises UnknownModel, or InvalidRequest that names field and choices.
+
+    With a picture to start from this decodes and scales it, which takes a moment.
+    """
     model = catalog.model(request.model) if request.model else catalog.default_model(default_model)
-    if "txt2img" not in model.tasks:
-        raise InvalidRequest(
-            f"model: {model.name} does not do txt2img; it does: {', '.join(model.tasks)}", param="model"
-        )
+    _check_task(request, model, catalog)
+    pictures = _pictures(request, model)
     defaults = model.defaults
-    width, height = _size(request.width, request.height, model)
-    guidance_scale = request.guidance_scale
+    guidance_scale, warnings = _guidance(request, model)
+    width, height = pictures.pop("size", None) or legal_size(request.width, request.height, model)
+    steps = _steps(request.num_inference_steps or defaults.num_inference_steps, model)
+    scheduler = resolve_scheduler(request.scheduler or defaults.scheduler, model.flow)
     return Job(
-        id=_new_id(),
-        task="txt2img",
+        id=new_id(),
+        task=request.task,
         family=model.family,
         model=model.name,
         prompt=_prompt("prompt", request.prompt, model),
         negative_prompt=_prompt("negative_prompt", request.negative_prompt or "", model),
         width=width,
         height=height,
-        num_inference_steps=_at_most(
-            "num_inference_steps",
-            request.num_inference_steps or defaults.num_inference_steps,
-            model.limits.max_num_inference_steps,
-            model,
-        ),
-        guidance_scale=_at_most(
-            "guidance_scale",
-            defaults.guidance_scale if guidance_scale is None else guidance_scale,
-            model.limits.max_guidance_scale,
-            model,
-        ),
-        scheduler=resolve_scheduler(request.scheduler or defaults.scheduler).name,
+        num_inference_steps=steps,
+        guidance_scale=guidance_scale,
+        scheduler=scheduler.name,
         seed=secrets.randbelow(DRAWN_SEEDS) if request.seed is None else request.seed,
+        **pictures,
+        strength=_strength(request, steps, model),
+        refinement=_refinement(request, model),
+        micro_conditioning=_micro_conditioning(request, (width, height), model),
+        max_sequence_length=_max_sequence_length(request, model),
+        skip_layer_guidance=_skip_layer_guidance(request, model),
         output_format=request.output_format,
         output_compression=request.output_compression,
+        warnings=warnings,
     )
 
 
@@ -106,8 +84,33 @@ def plan_images(request: ImagesGenerate, catalog: Catalog, default_model: str | 
     return job.siblings(request.n)
 
 
-def _new_id() -> str:
-    return uuid.uuid4().hex
+def _check_task(request: TextToImage, model: Model, catalog: Catalog) -> None:
+    if request.task not in model.tasks:
+        able = ", ".join(other.name for other in catalog if request.task in other.tasks)
+        raise InvalidRequest(
+            f"model: {model.name} does not do {request.task}; it does: {', '.join(model.tasks)}. Models that "
+            f"do: {able or 'none'}",
+            param="model",
+        )
+
+
+def _pictures(request: TextToImage, model: Model) -> dict[str, Any]:
+    """The job's ``image`` and ``mask``, and the ``size`` that they have; nothing for text alone."""
+    if not isinstance(request, ImageToImage):
+        return {}
+    picture = opaque(open_picture(request.image, "image"))
+    size = fitted_size(picture.size, request.width, request.height, request.resize_mode, model)
+    found: dict[str, Any] = {"size": size, "image": png(resized(picture, size, request.resize_mode))}
+    if isinstance(request, Inpaint):
+        mask = open_mask(request.mask, "mask")
+        if mask.size != picture.size:
+            raise InvalidRequest(
+                f"mask: it has {mask.width}x{mask.height} pixels, the picture {picture.width}x"
+                f"{picture.height}; both must have the same size",
+                param="mask",
+            )
+        found["mask"] = png(resized(mask, size, request.resize_mode))
+    return found
 
 
 def _prompt(field: str, text: str, model: Model) -> str:
@@ -119,38 +122,109 @@ def _prompt(field: str, text: str, model: Model) -> str:
     return text
 
 
-def _at_most(field: str, value: float, limit: float, model: Model) -> float:
-    if value > limit:
-        raise InvalidRequest(f"{field}: {value} is past the limit of {limit} of {model.name}", param=field)
-    return value
-
-
-def _size(width: int | None, height: int | None, model: Model) -> tuple[int, int]:
-    width = _side("width", width or model.defaults.width, model)
-    height = _side("height", height or model.defaults.height, model)
-    limit = model.limits.max_pixels
-    if width * height > limit:
+def _steps(steps: int, model: Model) -> int:
+    least, most = model.limits.min_num_inference_steps, model.limits.max_num_inference_steps
+    if not least <= steps <= most:
+        allowed = f"exactly {most}" if least == most else f"{least} to {most}"
         raise InvalidRequest(
-            f"width: {width}x{height} is past the limit of {limit} pixels of {model.name}", param="width"
+            f"num_inference_steps: {model.name} takes {allowed} steps, not {steps}",
+            param="num_inference_steps",
         )
-    return width, height
+    return steps
 
 
-def _side(field: str, value: int, model: Model) -> int:
-    limits = model.limits
-    if not limits.min_side <= value <= limits.max_side:
-        raise InvalidRequest(
-            f"{field}: {value} is outside of {limits.min_side} to {limits.max_side} of {model.name}",
-            param=field,
-        )
-    if value % limits.multiple_of:
-        below = value - value % limits.multiple_of
-        nearest_legal = [
-            side for side in (below, below + limits.multiple_of) if limits.min_side <= side <= limits.max_side
+def _guidance(request: TextToImage, model: Model) -> tuple[float, tuple[str, ...]]:
+    """The guidance scale, and warnings of what has no effect."""
+    asked, default, limit = (
+        request.guidance_scale,
+        model.defaults.guidance_scale,
+        model.limits.max_guidance_scale,
+    )
+    if not model.guidance:
+        ignored = [
+            name
+            for name, given in (
+                ("guidance_scale", (asked or 0) > 1),
+                ("negative_prompt", request.negative_prompt),
+            )
+            if given
         ]
-        raise InvalidRequest(
-            f"{field}: {value} is not a multiple of {limits.multiple_of}; the nearest legal are "
-            f"{' and '.join(map(str, nearest_legal))}",
-            param=field,
+        return default, tuple(
+            f"{name} is ignored: {model.name} was made to run without guidance" for name in ignored
         )
-    return value
+    scale = default if asked is None else asked
+    if scale > limit:
+        raise InvalidRequest(
+            f"guidance_scale: {scale} is past the limit of {limit} of {model.name}", param="guidance_scale"
+        )
+    if scale <= 1 and request.negative_prompt:
+        return scale, ("negative_prompt has no effect at a guidance_scale of 1 or below",)
+    return scale, ()
+
+
+def _strength(request: TextToImage, steps: int, model: Model) -> float | None:
+    if not isinstance(request, ImageToImage):
+        return None
+    strength = model.defaults.strength if request.strength is None else request.strength
+    if int(steps * strength) < 1:
+        raise InvalidRequest(
+            f"strength: {strength:g} of {steps} steps is less than one step, which would give the picture "
+            f"back as it is; with {steps} steps take at least {_least_strength(steps):g}",
+            param="strength",
+        )
+    return strength
+
+
+def _least_strength(steps: int) -> float:
+    """The smallest strength of three decimals that is one step, rounding errors of the product included."""
+    thousandths = range(1, 1001)
+    return next(n / 1000 for n in thousandths if int(steps * (n / 1000)) >= 1)
+
+
+def _refinement(request: TextToImage, model: Model) -> Refinement | None:
+    if request.refiner is None or request.refiner is False:
+        return None
+    if model.refiner is None:
+        raise InvalidRequest(f"refiner: {model.name} has no refiner", param="refiner")
+    if request.task != "txt2img":
+        raise InvalidRequest(
+            f"refiner: it finishes pictures of txt2img only, not of {request.task}; use the model "
+            f"{model.refiner} itself",
+            param="refiner",
+        )
+    after = REFINER_AFTER if request.refiner is True else float(request.refiner)
+    return Refinement(model=model.refiner, after=after)
+
+
+def _micro_conditioning(
+    request: TextToImage, size: tuple[int, int], model: Model
+) -> MicroConditioning | None:
+    asked = {name: getattr(request, name) for name in ("original_size", "crop", "target_size")}
+    if model.micro_conditioning:
+        return MicroConditioning(
+            original_size=asked["original_size"] or size,
+            crop=asked["crop"] or (0, 0),
+            target_size=asked["target_size"] or size,
+        )
+    if given := next((name for name, value in asked.items() if value is not None), None):
+        raise InvalidRequest(f"{given}: {model.name} takes no sizes and no crop", param=given)
+    return None
+
+
+def _max_sequence_length(request: TextToImage, model: Model) -> int | None:
+    asked, limit = request.max_sequence_length, model.limits.max_sequence_length
+    if asked is not None and (limit is None or asked > limit):
+        text = f"{model.name} has no T5 encoder" if limit is None else f"{asked} is past the limit of {limit}"
+        raise InvalidRequest(f"max_sequence_length: {text}", param="max_sequence_length")
+    return asked or model.defaults.max_sequence_length
+
+
+def _skip_layer_guidance(request: TextToImage, model: Model) -> SkipLayerGuidance | None:
+    asked = request.skip_layer_guidance
+    if asked is None or asked is False:
+        return None
+    if model.skip_layer_guidance is None:
+        raise InvalidRequest(
+            f"skip_layer_guidance: {model.name} was not made for it", param="skip_layer_guidance"
+        )
+    return model.skip_layer_guidance if asked is True else asked

@@ -5,8 +5,11 @@ Only what needs no catalog is checked here; the limits of a model are :mod:`juba
 
 from __future__ import annotations
 
+import base64
+import binascii
+import re
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     AliasChoices,
@@ -22,9 +25,25 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from jubako.errors import nearest
 
-__all__ = ["ImagesGenerate", "OutputFormat", "Request", "TextToImage"]
+__all__ = [
+    "ImageToImage",
+    "ImagesGenerate",
+    "Inpaint",
+    "OutputFormat",
+    "PictureBytes",
+    "Request",
+    "ResizeMode",
+    "SkipLayerGuidance",
+    "Task",
+    "TextToImage",
+]
 
+Task = Literal["txt2img", "img2img", "inpaint"]
 OutputFormat = Literal["png", "jpeg", "webp"]
+ResizeMode = Literal["cover", "fit", "exact"]
+
+_DATA_URL = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
 def _jpg(value: object) -> object:
@@ -79,8 +98,47 @@ class Request(BaseModel):
                 yield from (str(alias) for alias in field.validation_alias.choices if alias != name)
 
 
+def _picture(value: object) -> object:
+    """A picture's file from base64 or a ``data:`` URL; nothing is ever fetched."""
+    if not isinstance(value, str):
+        return value
+    if _ADDRESS.match(value):
+        raise ValueError("addresses are not fetched; send the picture as an upload, base64 or a data: URL")
+    match = _DATA_URL.match(value)
+    try:
+        return base64.b64decode("".join(value[match.end() if match else 0 :].split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ValueError("not base64 of a picture's file, and not a data: URL") from error
+
+
+PictureBytes = Annotated[bytes, BeforeValidator(_picture), Field(min_length=1)]
+"""The bytes of a picture's file: an upload's, or decoded from base64 or a ``data:`` URL."""
+
+Side = Annotated[int, Field(gt=0, le=16384)]
+Offset = Annotated[int, Field(ge=0, le=16384)]
+# Not tuple[Side, Side]: BentoML's client fails on the schema of a tuple with a type for each place.
+Size = Annotated[tuple[Side, ...], Field(min_length=2, max_length=2)]
+Corner = Annotated[tuple[Offset, ...], Field(min_length=2, max_length=2)]
+
+
+class SkipLayerGuidance(BaseModel):
+    """SD3.5's second guidance: away from what the denoiser predicts without some of its layers.
+
+    ``start`` and ``stop`` are shares of the steps.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    layers: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
+    scale: float = Field(default=2.8, gt=0, allow_inf_nan=False)
+    start: float = Field(default=0.01, ge=0, le=1)
+    stop: float = Field(default=0.2, ge=0, le=1)
+
+
 class TextToImage(Request):
     """A prompt and how to turn it into one picture."""
+
+    task: ClassVar[Task] = "txt2img"
 
     prompt: str = Field(description="What the picture shows")
     model: str | None = Field(default=None, description="A model's name; unset: the default model")
@@ -108,11 +166,55 @@ class TextToImage(Request):
         description="A sampler's name ('Euler a', 'DPM++ 2M Karras') or a diffusers class",
         validation_alias=AliasChoices("scheduler", "sampler"),
     )
+    refiner: bool | Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        default=None,
+        description="Let the model's refiner finish: true, or the share of the steps after which (0.8)",
+    )
+    original_size: Size | None = Field(
+        default=None, description="SDXL: [width, height] that the picture is to look scaled from"
+    )
+    crop: Corner | None = Field(
+        default=None, description="SDXL: [left, top] at which the picture is to look cropped"
+    )
+    target_size: Size | None = Field(
+        default=None, description="SDXL: [width, height] that the picture is to look made for"
+    )
+    max_sequence_length: int | None = Field(
+        default=None, gt=0, description="SD3: tokens of the prompt that the T5 encoder reads"
+    )
+    skip_layer_guidance: bool | SkipLayerGuidance | None = Field(
+        default=None, description="SD3.5 Medium: true, or {layers, scale, start, stop}"
+    )
     output_format: Annotated[OutputFormat, BeforeValidator(_jpg)] = Field(
         default="png", description="The picture's file format"
     )
     output_compression: int = Field(
         default=90, ge=0, le=100, description="The quality of JPEG and WebP, in per cent"
+    )
+
+
+class ImageToImage(TextToImage):
+    """A picture to start from, and a prompt of what to make of it."""
+
+    task: ClassVar[Task] = "img2img"
+
+    image: PictureBytes = Field(description="The picture: an upload, base64 or a data: URL")
+    strength: float | None = Field(
+        default=None, ge=0, le=1, description="How much is made anew: 0 keeps the picture, 1 ignores it"
+    )
+    resize_mode: ResizeMode = Field(
+        default="cover",
+        description="When sizes differ: cover fills and crops, fit changes the asked size, exact distorts",
+    )
+
+
+class Inpaint(ImageToImage):
+    """A picture of which the masked area is made anew."""
+
+    task: ClassVar[Task] = "inpaint"
+
+    mask: PictureBytes = Field(
+        description="As large as the picture: transparent where to paint, or without alpha white"
     )
 
 

@@ -21,8 +21,8 @@ from jubako.engine.batcher import StepBatcher, Ticket
 from jubako.engine.samples import Sample
 from jubako.errors import Cancelled, GenerationFailed, JubakoError, TimedOut
 from jubako.families.loaded import LoadedModel
+from jubako.job import Job
 from jubako.media import MEDIA_TYPES, encode_image
-from jubako.planning import Job
 from jubako.result import Progress, Result, Timings
 from jubako.settings import Settings
 from jubako.weights.standard import resolve_device, resolve_dtype

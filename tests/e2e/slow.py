@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from jubako.engine.samples import Sample
-    from jubako.planning import Job
+    from jubako.job import Job
 
 FORWARD_SECONDS = 0.1
 

@@ -18,7 +18,7 @@ from pipelines import sd_pipeline
 from jubako.engine.batcher import StepBatcher, Ticket
 from jubako.engine.samples import Sample
 from jubako.families.sd import StableDiffusion
-from jubako.planning import Job
+from jubako.job import Job
 from jubako.schedulers import resolve_scheduler
 
 # The stock pipeline announces the clipping that it turns off for latents; that it does so is what we compare.

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from jubako.engine.samples import Denoiser, Sample
-from jubako.planning import Job
+from jubako.job import Job
 
 __all__ = ["LoadedModel"]
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from jubako.catalog import Model
 from jubako.engine.samples import Sample, Schedule, make_scheduler
-from jubako.planning import Job
+from jubako.job import Job
 from jubako.weights.standard import load_pipeline
 
 __all__ = ["StableDiffusion", "load"]

@@ -14,7 +14,7 @@ from bentoml.exceptions import BentoMLException
 
 from jubako.catalog import Catalog
 from jubako.errors import Cancelled, FamilyUnavailable, GenerationFailed, JubakoError
-from jubako.planning import Job
+from jubako.job import Job
 from jubako.result import Progress, Result
 from jubako.services.connection import client_gone
 from jubako.services.family import ModelState

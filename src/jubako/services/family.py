@@ -11,7 +11,7 @@ import bentoml
 from pydantic import BaseModel, ConfigDict
 
 from jubako.catalog import load_catalog
-from jubako.planning import Job
+from jubako.job import Job
 from jubako.result import Progress, Result
 from jubako.settings import load_settings
 from jubako.weights.store import find_weights

@@ -16,7 +16,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from jubako.errors import JubakoError, refusal
-from jubako.planning import Job, plan_images
+from jubako.job import Job
+from jubako.planning import plan_images
 from jubako.request import ImagesGenerate
 from jubako.result import Result
 from jubako.services.connection import answer

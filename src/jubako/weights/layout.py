@@ -36,7 +36,7 @@ def components(index: Any, model: Model) -> tuple[str, ...]:
     if not isinstance(index, dict):
         raise PullFailed(f"{model.weights.repo}: {INDEX} is not a JSON object")
     named = (name for name, entry in index.items() if isinstance(entry, list) and all(entry))
-    return tuple(name for name in named if name not in model.weights.components_left_out)
+    return tuple(name for name in named if name not in model.weights.left_out)
 
 
 def choose_files(names: Iterable[str], index: Any, model: Model) -> tuple[str, ...]:

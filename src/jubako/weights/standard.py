@@ -31,7 +31,7 @@ def load_pipeline(folder: Path, model: Model, device: torch.device, dtype: torch
     import diffusers
 
     pipeline_class = getattr(diffusers, model.pipeline)
-    left_out = dict.fromkeys(model.weights.components_left_out)
+    left_out = dict.fromkeys(model.weights.left_out)
     if "safety_checker" in left_out:
         left_out["requires_safety_checker"] = False
     pipeline = pipeline_class.from_pretrained(
