@@ -14,18 +14,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from checkpoints import original
+from entries import load, same
 from hub import ADMITTED, STRANGER, Hub, Repository, hub, sha256
 from pipelines import sd_pipeline
 from program import COMMAND
+from safetensors.torch import save_file
 from server import free_port
 
 from jubako.catalog import Model, load_catalog
-from jubako.weights.standard import load_pipeline
-from jubako.weights.store import find_weights, read_record
+from jubako.weights.components import ComponentStore
+from jubako.weights.store import find_overlay, find_weights, read_record, size_on_disk
 
 REPO = "somebody/tiny"
 UNET = "unet/diffusion_pytorch_model.fp16.safetensors"
+VAE = "vae/diffusion_pytorch_model.fp16.safetensors"
+BASE, LIGHTNING = "somebody/base", "somebody/lightning"
+UNET_FILE, LORA_FILE = "four_step_unet.safetensors", "four_step_lora.safetensors"
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,10 @@ class Machine:
 
     @property
     def model(self) -> Model:
-        return load_catalog(self.folder / "catalog").model("sd1.5")
+        return self.entry("sd1.5")
+
+    def entry(self, name: str) -> Model:
+        return load_catalog(self.folder / "catalog").model(name)
 
     @property
     def home(self) -> Path:
@@ -153,11 +161,8 @@ def test_a_pull_brings_a_pipeline_that_loads_and_nothing_else(
     asked = [request.path for request in the_hub.asked if "/resolve/" in request.path]
     assert all(f"/resolve/{repository.commit}/" in path for path in asked), "another revision was asked for"
 
-    folder = find_weights(machine.home, machine.model)
-    assert folder is not None
-    pipeline = load_pipeline(folder, machine.model, torch.device("cpu"), torch.float32)
-    expected = sd_pipeline(seed=2).unet.state_dict()
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in pipeline.unet.state_dict().items())
+    pipeline = load(ComponentStore(), machine.model, machine.home).pipeline
+    assert same(pipeline.unet, sd_pipeline(seed=2).unet)
 
 
 def test_a_second_pull_fetches_nothing(
@@ -303,6 +308,145 @@ def test_an_offline_setting_is_named(tmp_path: Path) -> None:
     status, printed = machine_for(tmp_path, "http://127.0.0.1:1", HF_HUB_OFFLINE="1").pull()
     assert status == 1
     assert "HF_HUB_OFFLINE is set" in printed
+
+
+@pytest.fixture
+def lightning(the_hub: Hub, machine: Machine) -> Machine:
+    """A machine whose catalog has a base, a denoiser to lay over it and a LoRA, in two repositories."""
+    models = {
+        "sdxl": {"weights": {"repo": BASE}},
+        "sdxl-lightning-4step": {
+            "weights": {"repo": BASE, "overlay": {"repo": LIGHTNING, "file": UNET_FILE}}
+        },
+        "sdxl-lightning-4step-lora": {
+            "weights": {"repo": BASE, "overlay": {"repo": LIGHTNING, "file": LORA_FILE}}
+        },
+    }
+    document = {"family": "sdxl", "models": models}
+    (machine.folder / "catalog" / "sdxl.yaml").write_text(json.dumps(document))
+    index = {"unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"]}
+    base = {
+        "model_index.json": json.dumps(index).encode(),
+        "unet/config.json": b"{}",
+        UNET: random.Random(1).randbytes(300_000),
+        "vae/config.json": b"{ }",
+        VAE: random.Random(2).randbytes(100_000),
+    }
+    the_hub.repositories[BASE] = Repository(base)
+    others = {UNET_FILE: random.Random(3).randbytes(200_000), LORA_FILE: random.Random(4).randbytes(50_000)}
+    the_hub.repositories[LIGHTNING] = Repository({**others, "README.md": b"light"})
+    return machine
+
+
+def test_an_overlay_comes_without_the_denoiser_that_it_replaces(the_hub: Hub, lightning: Machine) -> None:
+    name = "sdxl-lightning-4step"
+    status, printed = lightning.pull(name)
+    assert status == 0, printed
+    wanted = {"model_index.json", UNET_FILE, "unet/config.json", "vae/config.json", VAE}
+    assert set(the_hub.fetched()) == wanted
+    model = lightning.entry(name)
+    record = read_record(lightning.home, model)
+    assert record is not None
+    assert record.overlay is not None
+    assert (record.repo, record.commit) == (BASE, the_hub.repositories[BASE].commit)
+    assert (record.overlay.repo, record.overlay.commit) == (LIGHTNING, the_hub.repositories[LIGHTNING].commit)
+    assert find_weights(lightning.home, model) == record.folder
+    overlay = find_overlay(lightning.home, model)
+    assert overlay is not None
+    assert sha256(overlay.read_bytes()) == sha256(the_hub.repositories[LIGHTNING].files[UNET_FILE])
+    assert size_on_disk(lightning.home, model) == 300_000 + sum(
+        len(the_hub.repositories[BASE].files[file]) for file in record.files if file.endswith(".json")
+    )
+    assert find_weights(lightning.home, lightning.entry("sdxl")) is None
+
+
+def test_after_the_base_only_the_overlay_is_fetched(the_hub: Hub, lightning: Machine) -> None:
+    assert lightning.pull("sdxl")[0] == 0
+    the_hub.asked.clear()
+    status, printed = lightning.pull("sdxl-lightning-4step-lora")
+    assert status == 0, printed
+    assert the_hub.fetched() == [LORA_FILE]
+    assert "somebody/base" in printed
+    assert "nothing of it to fetch" in printed
+    for name in ("sdxl", "sdxl-lightning-4step-lora"):
+        assert find_weights(lightning.home, lightning.entry(name)) is not None
+
+
+def test_a_model_is_not_on_disk_without_its_whole_overlay(the_hub: Hub, lightning: Machine) -> None:
+    name = "sdxl-lightning-4step"
+    assert lightning.pull(name)[0] == 0
+    overlay = find_overlay(lightning.home, lightning.entry(name))
+    assert overlay is not None
+    os.truncate(overlay, 1)
+    assert find_overlay(lightning.home, lightning.entry(name)) is None
+    assert find_weights(lightning.home, lightning.entry(name)) is None
+    the_hub.asked.clear()
+    assert lightning.pull(name)[0] == 0
+    assert the_hub.fetched() == [UNET_FILE]
+    assert find_weights(lightning.home, lightning.entry(name)) is not None
+
+
+def test_an_overlay_that_the_hub_does_not_have_is_named(the_hub: Hub, lightning: Machine) -> None:
+    del the_hub.repositories[LIGHTNING].files[UNET_FILE]
+    status, printed = lightning.pull("sdxl-lightning-4step")
+    assert status == 1
+    assert f"{LIGHTNING} holds no {UNET_FILE}; its safetensors are: {LORA_FILE}" in printed
+    the_hub.repositories[LIGHTNING].access = "gated"
+    status, printed = lightning.pull("sdxl-lightning-4step-lora")
+    assert status == 1
+    assert f"{LIGHTNING} is only for those who accepted its terms" in printed
+    assert find_weights(lightning.home, lightning.entry("sdxl-lightning-4step-lora")) is None
+
+
+def test_a_gated_sd3_says_where_to_accept(
+    the_hub: Hub, machine: Machine, random_files: dict[str, bytes]
+) -> None:
+    the_hub.repositories["stabilityai/stable-diffusion-3.5-medium"] = Repository(random_files, "gated")
+    status, printed = machine.pull("sd3.5-medium")
+    assert status == 1
+    assert "Open https://huggingface.co/stabilityai/stable-diffusion-3.5-medium and accept them" in printed
+    assert "HF_TOKEN" in printed
+
+
+def test_a_file_of_the_users_gets_configs_and_no_weights(
+    the_hub: Hub, machine: Machine, pipeline_files: dict[str, bytes]
+) -> None:
+    """The file is one checkpoint; what is fetched for it is what the model of its size has beside weights."""
+    base = machine.entry("sd1.5")
+    checkpoint = original(sd_pipeline(seed=3))
+    size = sum(tensor.numel() for name, tensor in checkpoint.items() if name.startswith("model."))
+    save_file(checkpoint, machine.folder / "dreamy.safetensors")
+    mine = base.model_dump(mode="json", exclude={"name", "family", "weights", "moved_from"})
+    mine["weights"] = {
+        "file": "../dreamy.safetensors",
+        "components_left_out": base.weights.components_left_out,
+    }
+    models = {
+        "sd1.5": {"parameters": size, "weights": {"repo": REPO}},
+        "dreamy": {**mine, "parameters": size},
+    }
+    (machine.folder / "catalog" / "sd.yaml").write_text(json.dumps({"family": "sd", "models": models}))
+    the_hub.repositories[REPO] = Repository(pipeline_files)
+    assert find_weights(machine.home, machine.entry("dreamy")) is None
+
+    status, printed = machine.pull("dreamy")
+    assert status == 0, printed
+    assert "Configs and tokenizers: those of sd1.5" in printed
+    assert not [name for name in the_hub.fetched() if name.endswith((".safetensors", ".bin"))]
+    assert "tokenizer/tokenizer.json" in the_hub.fetched()
+    assert find_weights(machine.home, machine.entry("dreamy")) == machine.folder / "dreamy.safetensors"
+    assert find_weights(machine.home, machine.entry("sd1.5")) is None
+    pipeline = load(ComponentStore(), machine.entry("dreamy"), machine.home).pipeline
+    assert same(pipeline.unet, sd_pipeline(seed=3).unet)
+    assert same(pipeline.text_encoder, sd_pipeline(seed=3).text_encoder)
+
+
+def test_a_file_that_is_not_there_is_named(machine: Machine) -> None:
+    models = {"sdxl": {"weights": {"overlay": {"file": "none.safetensors"}}}}
+    (machine.folder / "catalog" / "sdxl.yaml").write_text(json.dumps({"family": "sdxl", "models": models}))
+    status, printed = machine.pull("sdxl")
+    assert status == 1
+    assert f"sdxl needs {machine.folder / 'catalog' / 'none.safetensors'}, which is not there" in printed
 
 
 def test_an_embedded_model_ships_with_jubako(machine: Machine) -> None:

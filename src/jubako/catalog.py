@@ -7,7 +7,7 @@ A user's folder is laid over the shipped one key by key, so that it can add a mo
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any, Literal, Self
 
@@ -80,13 +80,35 @@ class Limits(_Value):
     max_sequence_length: int | None = Field(default=None, gt=0)
 
 
+def _safetensors(file: Path | str) -> None:
+    suffix = Path(file).suffix.lower()
+    if suffix in {".bin", ".ckpt", ".pkl", ".pt", ".pth"}:
+        raise ValueError(
+            f"{Path(file).name} is a pickle, which can run any code when it is opened, so Jubako opens none: "
+            "convert it to .safetensors, or take the .safetensors file that most authors publish beside it"
+        )
+    if suffix != ".safetensors":
+        raise ValueError(f"{Path(file).name} is no .safetensors file")
+
+
 class Overlay(_Value):
-    """One safetensors file laid over a model: the whole denoiser, or a LoRA that is fused into it."""
+    """One safetensors file laid over a model: the whole denoiser, or a LoRA that is fused into it.
+
+    The file lies in the overlay's repository; without one on this disk, relative to the catalog's file.
+    """
 
     repo: str | None = None
     revision: str = "main"
     file: str
     kind: Literal["denoiser", "lora"] = "denoiser"
+
+    @model_validator(mode="after")
+    def _file_is_safe(self) -> Self:
+        _safetensors(self.file)
+        path = PurePosixPath(self.file)
+        if self.repo is not None and (path.is_absolute() or ".." in path.parts):
+            raise ValueError(f"file: {self.file} is no file of {self.repo}; without repo it is one of yours")
+        return self
 
 
 class WeightSource(_Value):
@@ -112,6 +134,10 @@ class WeightSource(_Value):
     def _one_source(self) -> Self:
         if sum(source is not None for source in (self.repo, self.folder, self.file)) != 1:
             raise ValueError("give one of repo, folder and file")
+        if self.file is not None:
+            _safetensors(self.file)
+        elif self.config is not None:
+            raise ValueError("config goes with file: a repository and a folder have their own configs")
         return self
 
     @property
@@ -281,11 +307,18 @@ def _read(file: Path) -> dict[str, Any]:
 
 def _anchored(document: dict[str, Any], file: Path) -> dict[str, Any]:
     """The document with its folders and files made absolute, since each is relative to its own file."""
+
+    def anchor(holder: Any, *keys: str) -> None:
+        for key in keys:
+            if isinstance(holder, dict) and isinstance(holder.get(key), str):
+                holder[key] = str((file.parent / holder[key]).resolve())
+
     for entry in document.get("models", {}).values():
         weights = entry.get("weights") if isinstance(entry, dict) else None
-        for key in ("folder", "file"):
-            if isinstance(weights, dict) and isinstance(weights.get(key), str):
-                weights[key] = str((file.parent / weights[key]).resolve())
+        anchor(weights, "folder", "file")
+        overlay = weights.get("overlay") if isinstance(weights, dict) else None
+        if isinstance(overlay, dict) and overlay.get("repo") is None:
+            anchor(overlay, "file")
     return document
 
 

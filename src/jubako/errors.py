@@ -3,8 +3,10 @@
 JubakoError
 ├── InvalidRequest     400  a field is wrong; names it and the valid choices
 ├── UnknownModel       404  no such model in the catalog
+├── TooLarge           413  a file or the whole body is larger than what is taken
 ├── Cancelled          499  the client went away or cancelled
 ├── GenerationFailed   500  the engine failed on this job
+├── UnusableWeights    500  what is on disk can't be made into the model
 ├── ModelNotOnDisk     503  the catalog knows the model, its weights are not here
 ├── FamilyUnavailable  503  the family's service is loading, down or unreachable
 └── TimedOut           504  the deadline passed before the picture was done
@@ -24,7 +26,9 @@ __all__ = [
     "JubakoError",
     "ModelNotOnDisk",
     "TimedOut",
+    "TooLarge",
     "UnknownModel",
+    "UnusableWeights",
     "from_body",
     "nearest",
     "refusal",
@@ -65,6 +69,14 @@ class UnknownModel(JubakoError):
     code = "model_not_found"
 
 
+class TooLarge(JubakoError):
+    """A file or the whole body has more bytes than are taken."""
+
+    status = 413
+    type = "invalid_request_error"
+    code = "too_large"
+
+
 class Cancelled(JubakoError):
     """The job was cancelled before it was done."""
 
@@ -77,6 +89,12 @@ class GenerationFailed(JubakoError):
     """The engine failed while it worked on this job."""
 
     code = "generation_failed"
+
+
+class UnusableWeights(JubakoError):
+    """Files on disk can't be made into the model; the text names the file or the folder, and why."""
+
+    code = "unusable_weights"
 
 
 class ModelNotOnDisk(JubakoError):
@@ -116,8 +134,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
-def refusal(details: Sequence[Mapping[str, Any]]) -> InvalidRequest:
-    """The first of pydantic's error details as an :class:`InvalidRequest` that names its field."""
+def refusal(details: Sequence[Mapping[str, Any]]) -> InvalidRequest | TooLarge:
+    """The first of pydantic's error details as an error of ours that names its field."""
     detail = details[0]
     field = ".".join(str(part) for part in detail["loc"] if part != "body")
     kind, message = detail["type"], str(detail["msg"])
@@ -125,6 +143,8 @@ def refusal(details: Sequence[Mapping[str, Any]]) -> InvalidRequest:
         return InvalidRequest(f"the body is not valid JSON: {message}")
     if not field:
         return InvalidRequest("the body must be a JSON object, sent with Content-Type: application/json")
-    if kind == "unknown_field":
+    if kind in {"unknown_field", "given_twice"}:
         return InvalidRequest(message, param=field)
+    if kind == "too_large":
+        return TooLarge(f"{field}: {message}", param=field)
     return InvalidRequest(f"{field}: {message}", param=field)

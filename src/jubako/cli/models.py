@@ -31,7 +31,11 @@ def models(
     """List what can be served, under which licence, and what is on disk."""
     settings = load_settings()
     catalog = load_catalog(settings.catalog).only(settings.families)
-    sizes = {model.name: size_on_disk(settings.home, model) for model in catalog}
+    sizes = {
+        model.name: size_on_disk(settings.home, model, family.models)
+        for family in catalog.families.values()
+        for model in family.models.values()
+    }
     if as_json:
         print(json.dumps([_entry(model, sizes[model.name]) for model in catalog], indent=1))
         return

@@ -17,9 +17,9 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from jubako.catalog import Model, load_catalog
+from jubako.catalog import Family, Model, load_catalog
 from jubako.settings import Settings, load_settings
-from jubako.weights.store import find_weights, read_record
+from jubako.weights.store import find_weights, read_record, require_own_files
 
 __all__ = ["pull"]
 
@@ -33,20 +33,26 @@ COMMERCIAL = {
 def pull(name: Annotated[str, typer.Argument(metavar="MODEL", help="A name from `jubako models`.")]) -> None:
     """Fetch a model's weights from the Hugging Face hub; an interrupted pull goes on where it was."""
     settings = load_settings()
-    model = load_catalog(settings.catalog).model(name)
+    catalog = load_catalog(settings.catalog)
+    model = catalog.model(name)
     console = Console(highlight=False)
-    if model.weights.folder is not None:
+    if model.weights.folder is not None and not _overlay_repo(model):
         console.print(_about_folder(model, settings), soft_wrap=True)
         return
+    require_own_files(model)
     _print_licence(console, model)
     if _is_pinned_and_here(model, settings):
         console.print(f"{model.name} is on disk already, at its pinned commit", soft_wrap=True)
         return
     try:
-        _fetch(console, model, settings)
+        _fetch(console, model, catalog.families[model.family], settings)
     except KeyboardInterrupt:
         Console(stderr=True).print("\nInterrupted. What has come is kept: run the same command to go on.")
         raise typer.Exit(130) from None
+
+
+def _overlay_repo(model: Model) -> str | None:
+    return model.weights.overlay.repo if model.weights.overlay else None
 
 
 def _about_folder(model: Model, settings: Settings) -> str:
@@ -57,34 +63,42 @@ def _about_folder(model: Model, settings: Settings) -> str:
 
 def _print_licence(console: Console, model: Model) -> None:
     licence = model.licence
-    console.print(f"[bold]{escape(model.title)}[/]  {model.weights.repo}", soft_wrap=True)
+    origins = filter(
+        None, (model.weights.repo, model.weights.file, model.weights.folder, _overlay_repo(model))
+    )
+    console.print(f"[bold]{escape(model.title)}[/]  {escape(' + '.join(map(str, origins)))}", soft_wrap=True)
     console.print(f"Licence: {licence.id}, {COMMERCIAL[licence.commercial]}  {licence.url}", soft_wrap=True)
     if licence.commercial != "yes" and licence.note:
         console.print(f"         {escape(licence.note)}", style="yellow", soft_wrap=True)
 
 
 def _is_pinned_and_here(model: Model, settings: Settings) -> bool:
-    """Whether there is nothing to ask the hub: the catalog names a commit, and all of it is on disk."""
+    """Whether there is nothing to ask the hub: the catalog names commits, and all of them is on disk."""
     record = read_record(settings.home, model)
-    pinned = re.fullmatch("[0-9a-f]{40}", model.weights.revision)
-    return bool(
-        pinned and record and record.commit == model.weights.revision and find_weights(settings.home, model)
-    )
+    if record is None or model.weights.repo is None or find_weights(settings.home, model) is None:
+        return False
+    pinned = [(model.weights.revision, record.commit)]
+    if record.overlay is not None and model.weights.overlay is not None:
+        pinned.append((model.weights.overlay.revision, record.overlay.commit))
+    return all(re.fullmatch("[0-9a-f]{40}", wanted) and wanted == had for wanted, had in pinned)
 
 
-def _fetch(console: Console, model: Model, settings: Settings) -> None:
+def _fetch(console: Console, model: Model, family: Family, settings: Settings) -> None:
     with console.status("Asking the hub"):
         # The hub's client takes a good part of a second to import; only this command pays for it.
         from jubako.hub import fetch, inspect
 
-        shipment = inspect(model)
+        shipment = inspect(model, settings.home, family.models)
     missing = shipment.missing
-    console.print(
-        f"Commit {shipment.commit[:12]}: {len(shipment.files)} files, {_amount(shipment.size)}, "
-        f"{_amount(missing) if missing else 'nothing'} of it to fetch",
-        soft_wrap=True,
-    )
-    width = max(len(_part(file.name)) for file in shipment.files)
+    for parcel in shipment.parcels:
+        console.print(
+            f"{parcel.repo} {parcel.commit[:12]}: {len(parcel.files)} files, {_amount(parcel.size)}, "
+            f"{_amount(parcel.missing) if parcel.missing else 'nothing'} of it to fetch",
+            soft_wrap=True,
+        )
+    if shipment.record.config is not None:
+        console.print(f"Configs and tokenizers: those of {shipment.record.config}", soft_wrap=True)
+    width = max((len(_part(file.name)) for file in shipment.files), default=0)
     with _bar(console) as progress:
         task = progress.add_task("", total=shipment.size, completed=shipment.size - missing)
         current = ""
@@ -98,7 +112,8 @@ def _fetch(console: Console, model: Model, settings: Settings) -> None:
 
         record = fetch(shipment, settings.home, report)
         progress.update(task, completed=shipment.size, description=f"{'done':{width}}")
-    console.print(f"[green]{model.name} is ready[/] in {escape(str(record.folder))}", soft_wrap=True)
+    place = model.weights.file or record.folder
+    console.print(f"[green]{model.name} is ready[/] in {escape(str(place))}", soft_wrap=True)
 
 
 def _part(name: str) -> str:

@@ -11,7 +11,6 @@ from typing import Any
 from huggingface_hub import constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
 
-from jubako.catalog import Model
 from jubako.weights.layout import INDEX, PullFailed
 
 __all__ = ["explained"]
@@ -20,21 +19,21 @@ TOKENS = "https://huggingface.co/settings/tokens"
 
 
 @contextmanager
-def explained(model: Model) -> Iterator[None]:
+def explained(repo: str, revision: str = "main", moved_from: tuple[str, ...] = ()) -> Iterator[None]:
     """Turn what the hub, the network or the disk answers inside the block into PullFailed."""
     try:
         yield
     except json.JSONDecodeError as error:
-        raise PullFailed(f"the {INDEX} of {model.weights.repo} is not JSON: {error}") from error
+        raise PullFailed(f"the {INDEX} of {repo} is not JSON: {error}") from error
     except (HTTPError, HFValidationError, OSError) as error:
-        raise PullFailed(_reason(error, model)) from error
+        raise PullFailed(_reason(error, repo, revision, moved_from)) from error
 
 
-def _reason(error: Exception, model: Model) -> str:
+def _reason(error: Exception, repo: str, revision: str, moved_from: tuple[str, ...]) -> str:
     causes = [error, *filter(None, (error.__cause__, error.__context__))]
     answer = next((cause for cause in causes if isinstance(cause, HfHubHTTPError)), None)
     if answer is not None:
-        return _refusal(answer.response, model)
+        return _refusal(answer.response, repo, revision, moved_from)
     if any(isinstance(cause, OfflineModeIsEnabled) for cause in causes):
         return "HF_HUB_OFFLINE is set, so nothing is fetched; unset it to pull"
     if any(isinstance(cause, HTTPError) for cause in causes):
@@ -69,12 +68,12 @@ _REFUSALS = {
 }
 
 
-def _refusal(response: Any, model: Model) -> str:
+def _refusal(response: Any, repo: str, revision: str, moved_from: tuple[str, ...]) -> str:
     """What an error status of the hub means for the one who pulls, and what to do."""
-    repo, moved = model.weights.repo, ", ".join(model.moved_from)
+    moved = ", ".join(moved_from)
     return _REFUSALS[_kind(response)].format(
         repo=repo,
-        revision=model.weights.revision,
+        revision=revision,
         page=f"https://huggingface.co/{repo}",
         tokens=TOKENS,
         status=response.status_code,

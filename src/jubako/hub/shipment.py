@@ -1,9 +1,10 @@
-"""What a pull brings: the files of one commit of a model's repository, and how much of them is here."""
+"""What a pull brings: files of a model's repository and of its overlay's, and how much of them is here."""
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,19 @@ from huggingface_hub import HfApi, constants, hf_hub_download
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import disable_progress_bars, logging
 
-from jubako.catalog import Model
+from jubako.catalog import Model, Overlay
 from jubako.hub.reasons import explained
 from jubako.weights.layout import INDEX, PullFailed, choose_files
+from jubako.weights.siblings import siblings
+from jubako.weights.store import (
+    OverlayRecord,
+    WeightRecord,
+    find_weights,
+    require_configs,
+    require_weights,
+)
 
-__all__ = ["RemoteFile", "Shipment", "inspect", "size_of"]
+__all__ = ["Parcel", "RemoteFile", "Shipment", "inspect", "size_of"]
 
 ASK_SECONDS = 20
 
@@ -31,10 +40,9 @@ class RemoteFile:
 
 
 @dataclass(frozen=True)
-class Shipment:
-    """What a pull brings: the files of one commit of a model's repository."""
+class Parcel:
+    """Files of one commit of one repository, and where each of them lies in the cache."""
 
-    model: Model
     repo: str
     commit: str
     files: tuple[RemoteFile, ...]
@@ -85,22 +93,112 @@ class Shipment:
         return min(max(size_of(self.partial(file)), 0), file.size) if file.sha256 else 0
 
 
-def inspect(model: Model) -> Shipment:
-    """Ask the hub which commit the model's revision is now and which of its files to take."""
-    repo = str(model.weights.repo)
+@dataclass(frozen=True)
+class Shipment:
+    """What a pull brings for one model, and the record that is written when all of it has come."""
+
+    parcels: tuple[Parcel, ...]
+    record: WeightRecord
+
+    @property
+    def files(self) -> tuple[RemoteFile, ...]:
+        """The files of all parcels."""
+        return tuple(file for parcel in self.parcels for file in parcel.files)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(parcel.size for parcel in self.parcels)
+
+    @property
+    def missing(self) -> int:
+        """Bytes that are not in the cache yet."""
+        return sum(parcel.missing for parcel in self.parcels)
+
+
+def inspect(model: Model, home: Path, models: Mapping[str, Model]) -> Shipment:
+    """Ask the hub which commits the model's revisions are now and which of their files to take.
+
+    ``models`` are those of the family: one file of the user's borrows the configs of another model.
+    """
     _quiet()
-    with explained(model):
-        info = HfApi().model_info(
-            repo, revision=model.weights.revision, files_metadata=True, timeout=ASK_SECONDS
+    weights = model.weights
+    if weights.file is not None:
+        base, record = _configs(model, home, models)
+    elif weights.folder is not None:
+        base, record = None, WeightRecord(model=model.name, folder=weights.folder)
+    else:
+        base = _pipeline(model)
+        record = _record(model, base)
+    overlay = _overlay(weights.overlay) if weights.overlay and weights.overlay.repo else None
+    if overlay is not None and weights.overlay is not None:
+        file = overlay.files[0]
+        arrived = OverlayRecord(
+            repo=overlay.repo,
+            commit=overlay.commit,
+            folder=overlay.folder,
+            file=file.name,
+            kind=weights.overlay.kind,
+            size=file.size,
         )
-        remote = {entry.rfilename: _remote_file(entry) for entry in info.siblings or ()}
+        record = record.model_copy(update={"overlay": arrived})
+    return Shipment(tuple(parcel for parcel in (base, overlay) if parcel is not None), record)
+
+
+def _record(model: Model, parcel: Parcel) -> WeightRecord:
+    return WeightRecord(
+        model=model.name,
+        repo=parcel.repo,
+        commit=parcel.commit,
+        folder=parcel.folder,
+        files={file.name: file.size for file in parcel.files},
+        left_out=model.weights.left_out,
+    )
+
+
+def _configs(model: Model, home: Path, models: Mapping[str, Model]) -> tuple[Parcel | None, WeightRecord]:
+    """Configs and tokenizers for one file: of a model that is on disk, else of the one that fits best."""
+    donors = siblings(model, models)
+    if not donors:
+        require_configs(home, model, models)
+    on_disk = next((donor for donor in donors if find_weights(home, donor)), None)
+    donor = on_disk or donors[0]
+    if donor.weights.repo is None:
+        folder = require_weights(home, donor)
+        record = WeightRecord(model=model.name, folder=folder, files={INDEX: size_of(folder / INDEX)})
+        return None, record.model_copy(update={"config": donor.name})
+    kept = {"components_left_out": model.weights.components_left_out, "overlay": None}
+    weights = donor.weights.model_copy(update={**kept, "text_encoder_3": model.weights.text_encoder_3})
+    parcel = _pipeline(donor.model_copy(update={"weights": weights}), only_configs=True)
+    return parcel, _record(model, parcel).model_copy(update={"config": donor.name})
+
+
+def _pipeline(model: Model, *, only_configs: bool = False) -> Parcel:
+    repo = str(model.weights.repo)
+    with explained(repo, model.weights.revision, model.moved_from):
+        commit, remote = _listing(repo, model.weights.revision)
         if INDEX not in remote:
             raise PullFailed(f"{repo} holds no {INDEX}: it is no diffusers repository")
-        shipment = Shipment(model, repo, str(info.sha), (remote[INDEX],))
-        shipment.discard_torn(remote[INDEX])
-        index = json.loads(Path(hf_hub_download(repo, INDEX, revision=info.sha)).read_text(encoding="utf-8"))
-        names = choose_files(remote, index, model)
-    return replace(shipment, files=tuple(remote[name] for name in names))
+        parcel = Parcel(repo, commit, (remote[INDEX],))
+        parcel.discard_torn(remote[INDEX])
+        index = json.loads(Path(hf_hub_download(repo, INDEX, revision=commit)).read_text(encoding="utf-8"))
+        names = choose_files(remote, index, model, only_configs=only_configs)
+    return replace(parcel, files=tuple(remote[name] for name in names))
+
+
+def _overlay(overlay: Overlay) -> Parcel:
+    repo = str(overlay.repo)
+    with explained(repo, overlay.revision):
+        commit, remote = _listing(repo, overlay.revision)
+    if overlay.file not in remote:
+        others = ", ".join(sorted(name for name in remote if name.endswith(".safetensors")))
+        raise PullFailed(f"{repo} holds no {overlay.file}; its safetensors are: {others or 'none'}")
+    return Parcel(repo, commit, (remote[overlay.file],))
+
+
+def _listing(repo: str, revision: str) -> tuple[str, Mapping[str, RemoteFile]]:
+    info = HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=ASK_SECONDS)
+    return str(info.sha), {entry.rfilename: _remote_file(entry) for entry in info.siblings or ()}
 
 
 def size_of(path: Path) -> int:

@@ -18,7 +18,7 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from huggingface_hub.utils import WeakFileLock, build_hf_headers, hf_raise_for_status
 
 from jubako.hub.reasons import explained
-from jubako.hub.shipment import RemoteFile, Shipment, size_of
+from jubako.hub.shipment import Parcel, RemoteFile, Shipment, size_of
 from jubako.weights.layout import PullFailed
 from jubako.weights.store import WeightRecord, write_record
 
@@ -36,46 +36,41 @@ def fetch(shipment: Shipment, home: Path, report: Report) -> WeightRecord:
 
     ``report(name, gained)`` hears of bytes as they come; a file that starts again reports a negative gain.
     """
-    with explained(shipment.model):
-        _refuse_without_space(shipment)
-        # Small files first: when the hub refuses, it does so before gigabytes have come.
-        for file in sorted(shipment.files, key=lambda file: file.size):
-            _bring(shipment, file, report)
-    record = WeightRecord(
-        model=shipment.model.name,
-        repo=shipment.repo,
-        commit=shipment.commit,
-        folder=shipment.folder,
-        files={file.name: file.size for file in shipment.files},
-    )
+    _refuse_without_space(shipment)
+    todo = [(parcel, file) for parcel in shipment.parcels for file in parcel.files]
+    # Small files first: when the hub refuses, it does so before gigabytes have come.
+    for parcel, file in sorted(todo, key=lambda each: each[1].size):
+        with explained(parcel.repo):
+            _bring(parcel, file, report)
+    record = shipment.record
     if not record.is_whole():
-        raise PullFailed(f"some files of {shipment.repo} did not arrive whole; run the same command again")
+        raise PullFailed(f"some files of {record.model} did not arrive whole; run the same command again")
     write_record(home, record)
     return record
 
 
-def _bring(shipment: Shipment, file: RemoteFile, report: Report) -> None:
-    if size_of(shipment.folder / file.name) == file.size:
+def _bring(parcel: Parcel, file: RemoteFile, report: Report) -> None:
+    if size_of(parcel.folder / file.name) == file.size:
         return
-    shipment.discard_torn(file)
+    parcel.discard_torn(file)
     if file.sha256:
-        _bring_blob(shipment, file, report)
+        _bring_blob(parcel, file, report)
     # Small files come with this; for a big one it only links the blob into the commit's folder.
-    hf_hub_download(shipment.repo, file.name, revision=shipment.commit)
+    hf_hub_download(parcel.repo, file.name, revision=parcel.commit)
     if not file.sha256:
         report(file.name, file.size)
 
 
-def _bring_blob(shipment: Shipment, file: RemoteFile, report: Report) -> None:
-    blob = shipment.blob(file)
-    lock = shipment.storage.parent / ".locks" / shipment.storage.name / f"{file.sha256}.lock"
+def _bring_blob(parcel: Parcel, file: RemoteFile, report: Report) -> None:
+    blob = parcel.blob(file)
+    lock = parcel.storage.parent / ".locks" / parcel.storage.name / f"{file.sha256}.lock"
     for folder in (blob.parent, lock.parent):
         folder.mkdir(parents=True, exist_ok=True)
     with WeakFileLock(lock):
         if size_of(blob) == file.size:
             return
-        partial = shipment.partial(file)
-        _complete(hf_hub_url(shipment.repo, file.name, revision=shipment.commit), file, partial, report)
+        partial = parcel.partial(file)
+        _complete(hf_hub_url(parcel.repo, file.name, revision=parcel.commit), file, partial, report)
         with partial.open("rb") as content:
             digest = hashlib.file_digest(content, "sha256").hexdigest()
         if digest != file.sha256:
@@ -124,12 +119,12 @@ def _stream(url: str, file: RemoteFile, partial: Path, report: Report) -> None:
 
 
 def _refuse_without_space(shipment: Shipment) -> None:
-    folder = shipment.storage
+    folder = Path(constants.HF_HUB_CACHE)
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     if shipment.missing > free:
         raise PullFailed(
-            f"{shipment.model.name} needs {shipment.missing / 1e9:.1f} GB more, but the disk of "
+            f"{shipment.record.model} needs {shipment.missing / 1e9:.1f} GB more, but the disk of "
             f"{constants.HF_HUB_CACHE} has {free / 1e9:.1f} GB free; make room or set HF_HOME to another disk"
         )

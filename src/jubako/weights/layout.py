@@ -14,9 +14,18 @@ from typing import Any
 from jubako.catalog import Model
 from jubako.errors import JubakoError
 
-__all__ = ["INDEX", "PullFailed", "choose_files", "components"]
+__all__ = [
+    "DENOISERS",
+    "INDEX",
+    "PullFailed",
+    "choose_files",
+    "choose_weights",
+    "components",
+    "other_weights",
+]
 
 INDEX = "model_index.json"
+DENOISERS = ("unet", "transformer")
 
 # model.safetensors, model.fp16.safetensors, model-00001-of-00002.safetensors, model.fp16-00001-of-…
 _WEIGHTS = re.compile(r"[^.]+(?:\.(?P<variant>[^.]+?)(?:-\d+-of-\d+)?)?\.safetensors")
@@ -39,8 +48,14 @@ def components(index: Any, model: Model) -> tuple[str, ...]:
     return tuple(name for name in named if name not in model.weights.left_out)
 
 
-def choose_files(names: Iterable[str], index: Any, model: Model) -> tuple[str, ...]:
-    """The files to take, sorted; PullFailed names a component that has no safe weights or no files."""
+def choose_files(
+    names: Iterable[str], index: Any, model: Model, *, only_configs: bool = False
+) -> tuple[str, ...]:
+    """The files to take, sorted; PullFailed names a component that has no safe weights or no files.
+
+    An overlay that is the whole denoiser leaves the repository's own denoiser out, except for its config.
+    """
+    replaced = DENOISERS if model.weights.overlay and model.weights.overlay.kind == "denoiser" else ()
     names = tuple(names)
     chosen = {INDEX}
     for component in components(index, model):
@@ -48,23 +63,41 @@ def choose_files(names: Iterable[str], index: Any, model: Model) -> tuple[str, .
         inside = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
         if not inside:
             raise PullFailed(f"{model.weights.repo}: {INDEX} names {component}, but it has no files there")
-        chosen.update(prefix + name for name in _of_component(component, inside, model))
+        bare = only_configs or component in replaced
+        taken = _configs(inside, None) if bare else _of_component(component, inside, model)
+        chosen.update(prefix + name for name in taken)
     return tuple(sorted(chosen))
+
+
+def choose_weights(names: Iterable[str], wanted: str | None) -> tuple[tuple[str, ...], str | None]:
+    """The safetensors to take of one component's files, sorted, and their variant: the wanted one if there.
+
+    None are taken where there are only other variants or pickles, or no weights at all.
+    """
+    weights = {name: match["variant"] for name in names if (match := _WEIGHTS.fullmatch(name))}
+    variant = wanted if wanted in weights.values() else None
+    return tuple(sorted(name for name, its_variant in weights.items() if its_variant == variant)), variant
+
+
+def other_weights(names: Iterable[str]) -> tuple[str, ...]:
+    """The files of one component that hold weights in any form, safe or not."""
+    return tuple(name for name in names if _WEIGHTS.fullmatch(name) or name.endswith(_OTHER_WEIGHTS))
 
 
 def _of_component(component: str, names: list[str], model: Model) -> list[str]:
     # Files of one component lie directly in its folder; what lies deeper is for other runtimes.
     names = [name for name in names if "/" not in name]
-    weights = {name: match["variant"] for name in names if (match := _WEIGHTS.fullmatch(name))}
-    variant = model.weights.variant if model.weights.variant in weights.values() else None
-    taken = [name for name, its_variant in weights.items() if its_variant == variant]
-    others = [name for name in names if name in weights or name.endswith(_OTHER_WEIGHTS)]
-    if others and not taken:
+    taken, variant = choose_weights(names, model.weights.variant)
+    if not taken and (others := other_weights(names)):
         raise PullFailed(
             f"{model.weights.repo}: the component {component} has no safetensors to take, only "
             f"{', '.join(others)}; Jubako loads no pickles"
         )
-    return taken + [name for name in names if _is_config(name, variant)]
+    return [*taken, *_configs(names, variant)]
+
+
+def _configs(names: list[str], variant: str | None) -> list[str]:
+    return [name for name in names if "/" not in name and _is_config(name, variant)]
 
 
 def _is_config(name: str, variant: str | None) -> bool:

@@ -1,0 +1,91 @@
+"""One safetensors file from outside: what its header tells, and the digest that its content is known by.
+
+No tensor is read here, so that this needs no torch. A safetensors file begins with the length of its header
+(eight bytes, little-endian) and the header itself: JSON that gives each tensor's type, shape and place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from jubako.errors import UnusableWeights
+
+__all__ = ["TensorHeader", "digest", "tensors"]
+
+_LENGTH_BYTES = 8
+_LONGEST_HEADER = 100_000_000
+
+
+@dataclass(frozen=True)
+class TensorHeader:
+    """What a header tells of one tensor; ``dtype`` in the words of the format: F32, F16, BF16, I64, …"""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def count(self) -> int:
+        """How many numbers it has."""
+        return math.prod(self.shape)
+
+    @property
+    def is_floating(self) -> bool:
+        """Whether it takes the precision that is served; whole numbers keep theirs."""
+        return self.dtype.startswith(("F", "BF"))
+
+
+def tensors(file: Path) -> Mapping[str, TensorHeader]:
+    """The tensors of a safetensors file by name; UnusableWeights when it is none."""
+    return _tensors(*_status(file))
+
+
+def digest(file: Path) -> str:
+    """The SHA-256 of a file's content.
+
+    In the Hugging Face cache a file is a link to a blob that is named by it; any other file is read once, and
+    again only when its size or its time has changed.
+    """
+    path, size, mtime_ns = _status(file)
+    if path.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", path.name):
+        return path.name
+    return _digest(path, size, mtime_ns)
+
+
+def _status(file: Path) -> tuple[Path, int, int]:
+    try:
+        path = file.resolve()
+        status = path.stat()
+    except OSError as error:
+        raise UnusableWeights(f"{file} can't be read: {error.strerror}") from error
+    return path, status.st_size, status.st_mtime_ns
+
+
+@lru_cache(4096)
+def _digest(path: Path, size: int, mtime_ns: int) -> str:  # noqa: ARG001 # they tell one state from the next
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+@lru_cache(256)
+def _tensors(path: Path, size: int, mtime_ns: int) -> Mapping[str, TensorHeader]:  # noqa: ARG001 # as above
+    try:
+        with path.open("rb") as content:
+            length = int.from_bytes(content.read(_LENGTH_BYTES), "little")
+            # Any other file begins with a number that no header has: reading nothing makes it no JSON below.
+            header = json.loads(content.read(length if length <= min(size, _LONGEST_HEADER) else 0))
+        return {
+            name: TensorHeader(entry["dtype"], tuple(entry["shape"]))
+            for name, entry in header.items()
+            if name != "__metadata__"
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UnusableWeights(f"{path} is no safetensors file, or a torn one") from error
+    except OSError as error:
+        raise UnusableWeights(f"{path} can't be read: {error.strerror}") from error

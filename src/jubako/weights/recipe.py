@@ -1,0 +1,113 @@
+"""From a model of the catalog and the files on disk to the parts that its pipeline is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+
+from jubako.catalog import Model
+from jubako.errors import UnusableWeights
+from jubako.weights.layout import DENOISERS, components
+from jubako.weights.overlay import FusedPart, WholeDenoiser, touched_by_lora
+from jubako.weights.parts import FolderPart, Part, class_named, dtype_of, read_index, weights_of
+from jubako.weights.single_file import SingleFilePart, holds
+from jubako.weights.store import find_overlay, require_configs, require_weights
+
+__all__ = ["Recipe", "estimated_bytes", "pipeline_class", "recipe"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The heavy parts of a pipeline, and the folder that configs, tokenizers and the scheduler come from."""
+
+    model: Model
+    folder: Path
+    parts: tuple[Part, ...]
+
+    def pipeline(self, modules: Mapping[str, torch.nn.Module]) -> Any:
+        """The diffusers pipeline around these modules; it moves and casts none of them."""
+        left_out: dict[str, Any] = dict.fromkeys(self.model.weights.left_out)
+        if "safety_checker" in left_out:
+            left_out["requires_safety_checker"] = False
+        pipeline = pipeline_class(self.model).from_pretrained(
+            self.folder, use_safetensors=True, local_files_only=True, **left_out, **modules
+        )
+        pipeline.set_progress_bar_config(disable=True)
+        config = {**pipeline.scheduler.config, **self.model.scheduler_config}
+        pipeline.scheduler = type(pipeline.scheduler).from_config(config)
+        return pipeline
+
+
+def recipe(
+    model: Model, models: Mapping[str, Model], home: Path, device: torch.device, dtype: torch.dtype
+) -> Recipe:
+    """What the model's pipeline is made of; ModelNotOnDisk or UnusableWeights say what stands in the way.
+
+    ``models`` are those of the family, from which a single file may borrow its configs.
+    """
+    require_weights(home, model, models)
+    file, overlay = model.weights.file, find_overlay(home, model)
+    folder = require_configs(home, model, models) if file else require_weights(home, model)
+    kitchen = _Kitchen(model, folder, device, dtype)
+    return Recipe(model, folder, tuple(kitchen.parts(overlay)))
+
+
+def estimated_bytes(
+    model: Model, home: Path, dtype: torch.dtype, models: Mapping[str, Model] = MappingProxyType({})
+) -> int:
+    """Memory of the model's components alone in this precision, from the headers of their files."""
+    return sum(part.bytes for part in recipe(model, models, home, torch.device("cpu"), dtype).parts)
+
+
+@dataclass(frozen=True)
+class _Kitchen:
+    """One model's folder of configs, and where and how its parts are to run."""
+
+    model: Model
+    folder: Path
+    device: torch.device
+    dtype: torch.dtype
+
+    def parts(self, overlay: Path | None) -> Iterator[Part]:
+        """Every heavy component in the order of the index."""
+        index = read_index(self.folder)
+        names = [name for name in components(index, self.model) if self._is_heavy(name)]
+        denoiser = next((name for name in DENOISERS if name in names), "")
+        kind = self.model.weights.overlay.kind if self.model.weights.overlay else None
+        fused = touched_by_lora(overlay, denoiser) if overlay and kind == "lora" else ()
+        for name in names:
+            cls = class_named(*index[name])
+            if overlay and kind == "denoiser" and name == denoiser:
+                yield WholeDenoiser(name, self.model.name, self.folder, cls, overlay, self.device, self.dtype)
+            elif overlay and name in fused:
+                yield FusedPart(self._part(name, cls), self.model.name, pipeline_class(self.model), overlay)
+            else:
+                yield self._part(name, cls)
+
+    def _is_heavy(self, name: str) -> bool:
+        """Tokenizers, schedulers and image processors have no config.json, every module has one."""
+        return (self.folder / name / "config.json").is_file()
+
+    def _part(self, name: str, cls: type[Any]) -> Part:
+        dtype = dtype_of(name, self.folder, self.dtype)
+        file = self.model.weights.file
+        if file is not None and holds(file, name):
+            return SingleFilePart(name, self.model.name, file, self.folder, cls, self.device, dtype)
+        weights, variant = weights_of(name, self.folder, self.model)
+        if weights:
+            return FolderPart(name, self.folder, cls, weights, variant, self.device, dtype)
+        where = f"neither in {file} nor in {self.folder / name}" if file else f"not in {self.folder / name}"
+        raise UnusableWeights(f"{self.model.name}: the weights of its {name} are {where}")
+
+
+def pipeline_class(model: Model) -> type[Any]:
+    """The diffusers class that the catalog names."""
+    import diffusers
+
+    found: type[Any] = getattr(diffusers, model.pipeline)
+    return found
