@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,10 @@ import torch
 # Modules that are no tests are imported by their names: pipelines, server.
 sys.path.insert(0, str(Path(__file__).parent))
 
+from oracle import Difference
 from server import Server, serving
+
+TABLE = Path(__file__).parents[1] / "docs" / "parity.md"
 
 # The pipelines here are so small that a second thread only waits for the first.
 torch.set_num_threads(1)
@@ -20,6 +23,38 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The whole box on the embedded models, as `scripts/serve` starts it."""
-    with serving(tmp_path_factory.mktemp("server")) as server:
+    """The gateway and the family of the default model; the other families would only take memory."""
+    with serving(tmp_path_factory.mktemp("server"), JUBAKO_FAMILIES="sd") as server:
         yield server
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """A switch for the one table that a test run makes."""
+    parser.addoption("--write-parity", action="store_true", help="rewrite the table of docs/parity.md")
+
+
+@pytest.fixture(scope="session")
+def check(request: pytest.FixtureRequest) -> Iterator[Callable[[str, str, str, Difference], None]]:
+    """Hold a difference under a model, task and scheduler to the bounds; keep the largest for the table."""
+    found: dict[tuple[str, str, str], Difference] = {}
+
+    def hold(model: str, task: str, scheduler: str, apart: Difference) -> None:
+        key = (model, task, scheduler)
+        before = found.get(key, Difference(0.0, 0.0))
+        found[key] = Difference(max(apart.latents, before.latents), max(apart.picture, before.picture))
+        where = f"{model}, {task}, {scheduler}"
+        assert apart.latents < 1e-3, f"{where}: latents differ by {apart.latents:.2e} of the largest"
+        assert apart.picture < 2, f"{where}: the picture differs by {apart.picture:.3f}/255"
+
+    yield hold
+    if request.config.getoption("--write-parity"):
+        head, _, _ = TABLE.read_text(encoding="utf-8").partition("| model |")
+        lines = [
+            "| model | task | scheduler | latents, relative | picture, of 255 |",
+            "| --- | --- | --- | --- | --- |",
+            *(
+                f"| {model} | {task} | {scheduler} | {apart.latents:.0e} | {apart.picture:.3f} |"
+                for (model, task, scheduler), apart in found.items()
+            ),
+        ]
+        TABLE.write_text(head + "\n".join(lines) + "\n", encoding="utf-8")

@@ -6,11 +6,12 @@ The table in ``docs/settings.md`` is checked against this module.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, ValidationError
 
 __all__ = ["Settings", "SettingsError", "load_settings"]
 
@@ -32,6 +33,21 @@ def _pairs(value: object) -> object:
         return value
     pairs = [word.partition("=") for word in value.split(",") if word.strip()]
     return {name.strip(): url.strip() for name, _, url in pairs}
+
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?))?b?", re.IGNORECASE)
+
+
+def _bytes(value: object) -> object:
+    """A size in words as a number of bytes: 20GB and 20G are decimal, 20GiB and 20Gi are binary."""
+    if not isinstance(value, str) or value == "auto":
+        return value
+    match = _SIZE.fullmatch(value.strip())
+    if match is None:
+        raise ValueError(f"{value!r} is no size; write auto, or bytes as in 20GB, 8GiB or 20000000000")
+    number, prefix, binary = match.groups()
+    power = " kmgt".index(prefix.lower()) if prefix else 0
+    return int(float(number) * (1024 if binary else 1000) ** power)
 
 
 class Settings(BaseModel):
@@ -67,6 +83,11 @@ class Settings(BaseModel):
     )
     preload: Annotated[tuple[str, ...], BeforeValidator(_words)] = Field(
         default=(), description="Models to load at start, separated by commas; empty: the default model"
+    )
+    memory_budget: Annotated[PositiveInt | Literal["auto"], BeforeValidator(_bytes)] = Field(
+        default="auto",
+        description="Memory for the models of each family, as `20GB` or `8GiB`; `auto`: 90 % of what the GPU "
+        "has free at start, on a CPU 60 % of the RAM",
     )
     timeout: float = Field(
         default=600.0, gt=0, description="Seconds after which a request that has no picture yet is cancelled"

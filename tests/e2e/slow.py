@@ -33,14 +33,19 @@ class Sleeper:
     def prepare(self, job: Job) -> Sample:
         import torch
 
-        from jubako.engine.samples import Sample, Schedule, make_scheduler
+        from jubako.engine.samples import Sample
+        from jubako.engine.schedule import Schedule, make_scheduler
 
-        scheduler = make_scheduler({"num_train_timesteps": 1000}, job.scheduler)
+        scheduler = make_scheduler({"num_train_timesteps": 1000}, job.scheduler, flow=False)
         schedule = Schedule(scheduler, job.num_inference_steps, torch.Generator())
         return Sample(self, schedule, torch.zeros(1, 3, 8, 8), {}, job.guidance_scale)
 
     def predict(
-        self, inputs: torch.Tensor, timesteps: torch.Tensor, conditioning: Mapping[str, torch.Tensor]
+        self,
+        inputs: torch.Tensor,
+        timesteps: torch.Tensor,
+        conditioning: Mapping[str, torch.Tensor],
+        skip_layers: tuple[int, ...] = (),
     ) -> torch.Tensor:
         time.sleep(FORWARD_SECONDS)
         return inputs * 0
@@ -54,15 +59,15 @@ class Sleeper:
         return Image.new("RGB", (8, 8), (128, 128, 128))
 
 
-def load(*_: Any) -> Sleeper:
-    """What the runner calls to load a model of this family."""
+def wrap(*_: Any) -> Sleeper:
+    """What the loader calls to make a model of this family around its pipeline."""
     time.sleep(float(os.environ.get("SLOW_LOAD_SECONDS", "0")))
     return Sleeper()
 
 
-# The runner finds a family's module by name; this one joins the shipped ones.
+# The loader finds a family's module by name; this one joins the shipped ones.
 family = ModuleType("jubako.families.slow")
-family.load = load  # type: ignore[attr-defined] # that is how a module made by hand gets its functions
+family.wrap = wrap  # type: ignore[attr-defined] # that is how a module made by hand gets its functions
 sys.modules[family.__name__] = family
 
 os.environ["JUBAKO_CATALOG"] = str(Path(__file__).parent / "slow_catalog")

@@ -129,10 +129,12 @@ class StepBatcher:
         for (sample, ticket), prediction in zip(batch, predictions, strict=True):
             if not _advance(sample, ticket, prediction):
                 continue
-            if sample.schedule.done:
-                finished.append((sample, ticket))
-            else:
+            if not sample.schedule.done:
                 members.append((sample, ticket))
+            elif successor := sample.handed_over():
+                self._buckets.setdefault(successor.bucket, deque()).append((successor, ticket))
+            else:
+                finished.append((sample, ticket))
         if members:
             self._buckets.move_to_end(key)
         else:
@@ -176,7 +178,7 @@ def _advance(sample: Sample, ticket: Ticket, prediction: torch.Tensor) -> bool:
         logger.exception("a scheduler failed")
         _fail([(sample, ticket)], error)
         return False
-    ticket.stepped(sample.schedule.step, len(sample.schedule))
+    ticket.stepped(*sample.progress)
     return True
 
 

@@ -5,16 +5,16 @@ The arithmetic is that of the stock pipelines' loops, one step of it at a time.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
-from jubako.schedulers import resolve_scheduler
+from jubako.engine.schedule import Schedule
+from jubako.request import SkipLayerGuidance
 
-__all__ = ["Denoiser", "Sample", "Schedule", "make_scheduler", "predict_together"]
+__all__ = ["Denoiser", "Kept", "Sample", "predict_together"]
 
 
 class Denoiser(Protocol):
@@ -23,7 +23,11 @@ class Denoiser(Protocol):
     max_rows: int
 
     def predict(
-        self, inputs: torch.Tensor, timesteps: torch.Tensor, conditioning: Mapping[str, torch.Tensor]
+        self,
+        inputs: torch.Tensor,
+        timesteps: torch.Tensor,
+        conditioning: Mapping[str, torch.Tensor],
+        skip_layers: tuple[int, ...] = (),
     ) -> torch.Tensor:
         """One forward: inputs [rows, c, h, w], timesteps [rows], conditioning [rows, …]; as many out."""
         ...
@@ -33,86 +37,42 @@ class Denoiser(Protocol):
         ...
 
 
-def make_scheduler(config: Mapping[str, Any], name: str) -> Any:
-    """A fresh diffusers scheduler by any of its names: the model's own config under the name's options.
+@dataclass(frozen=True)
+class Kept:
+    """What inpainting keeps: the picture's latents where the mask is 0, and the noise that they began with.
 
-    Schedulers that clip by default were made for pixels; latents are clipped only where the config says so,
-    as the stock pipelines see to when they are built.
-    """
-    import diffusers
-
-    choice = resolve_scheduler(name)
-    scheduler_class = getattr(diffusers, choice.scheduler)
-    options = dict(choice.options)
-    if "clip_sample" in inspect.signature(scheduler_class).parameters:
-        options["clip_sample"] = config.get("clip_sample", False)
-    return scheduler_class.from_config(config, **options)
-
-
-class Schedule:
-    """A scheduler with its timesteps set, walked once from the first to the last.
-
-    ``len(schedule)`` counts forwards, which is more than the steps asked for where a scheduler says so:
-    PNDM repeats one, Heun and KDPM2 take two a step.
+    ``mask`` is [1, 1, h, w], ``latents`` and ``noise`` are [1, c, h, w].
     """
 
-    def __init__(self, scheduler: Any, num_inference_steps: int, generator: torch.Generator) -> None:
-        # On the CPU even for a GPU's latents: reading a timestep must not wait for the device.
-        scheduler.set_timesteps(num_inference_steps, device="cpu")
-        self._scheduler = scheduler
-        self._timesteps: torch.Tensor = scheduler.timesteps
-        self._index = 0
-        accepted = inspect.signature(scheduler.step).parameters
-        extra = {"eta": 0.0, "generator": generator}
-        self._step_kwargs = {name: value for name, value in extra.items() if name in accepted}
+    mask: torch.Tensor
+    latents: torch.Tensor
+    noise: torch.Tensor
 
-    def __len__(self) -> int:
-        return len(self._timesteps)
-
-    @property
-    def step(self) -> int:
-        """Forwards done."""
-        return self._index
-
-    @property
-    def done(self) -> bool:
-        """Whether the last step was taken."""
-        return self._index >= len(self._timesteps)
-
-    @property
-    def timestep(self) -> torch.Tensor:
-        """The timestep of the next forward, a scalar."""
-        return self._timesteps[self._index]
-
-    @property
-    def init_noise_sigma(self) -> float | torch.Tensor:
-        """What standard normal noise is multiplied by to start with."""
-        sigma: float | torch.Tensor = self._scheduler.init_noise_sigma
-        return sigma
-
-    def scaled(self, latents: torch.Tensor) -> torch.Tensor:
-        """The latents as the denoiser wants them at this timestep."""
-        scaled: torch.Tensor = self._scheduler.scale_model_input(latents, self.timestep)
-        return scaled
-
-    def advance(self, prediction: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
-        """The latents after one step with the guided prediction."""
-        latents = self._scheduler.step(
-            prediction, self.timestep, latents, **self._step_kwargs, return_dict=False
-        )[0]
-        self._index += 1
-        return latents
+    def around(self, latents: torch.Tensor, schedule: Schedule) -> torch.Tensor:
+        """The new latents inside of the mask, outside the picture's, as noisy as the next step expects."""
+        kept = self.latents if schedule.done else schedule.noised(self.latents, self.noise)
+        return (1 - self.mask) * kept + self.mask * latents
 
 
 @dataclass
 class Sample:
-    """A picture in the making. ``conditioning`` holds one row, or two with the negative one first."""
+    """A picture in the making.
+
+    ``conditioning`` holds one row, or two with the negative one first. ``channels`` [1, k, h, w] are given to
+    the denoiser beside the latents. ``successor`` goes on from this one's latents with another denoiser;
+    ``earlier`` counts the forwards of those before it.
+    """
 
     denoiser: Denoiser
     schedule: Schedule
     latents: torch.Tensor
     conditioning: Mapping[str, torch.Tensor]
     guidance_scale: float
+    kept: Kept | None = None
+    channels: torch.Tensor | None = None
+    skip_layer_guidance: SkipLayerGuidance | None = None
+    successor: Sample | None = None
+    earlier: int = 0
 
     @property
     def rows(self) -> int:
@@ -120,31 +80,86 @@ class Sample:
         return 2 if self.guidance_scale > 1 else 1
 
     @property
-    def bucket(self) -> tuple[int, tuple[int, ...]]:
-        """Samples with the same bucket can share a forward: one model, one latent shape."""
-        return id(self.denoiser), tuple(self.latents.shape)
+    def bucket(self) -> Hashable:
+        """Samples with the same bucket can share a forward: one model, one shape of everything it takes."""
+        shapes = (tuple(tensor.shape[1:]) for tensor in self.conditioning.values())
+        return id(self.denoiser), tuple(self.latents.shape), *shapes
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """Forwards done and forwards in all, those before and after this sample included."""
+        after = len(self.successor.schedule) if self.successor else 0
+        return self.earlier + self.schedule.step, self.earlier + len(self.schedule) + after
+
+    @property
+    def skipped_layers(self) -> tuple[int, ...]:
+        """The layers that a third prediction of this step is made without; none for no such prediction."""
+        skipping, step, steps = self.skip_layer_guidance, self.schedule.step, len(self.schedule)
+        if skipping is None or self.rows == 1 or not skipping.start * steps < step < skipping.stop * steps:
+            return ()
+        return skipping.layers
 
     def inputs(self) -> torch.Tensor:
         """The denoiser's input, [rows, c, h, w]."""
-        return self.schedule.scaled(self.latents).expand(self.rows, -1, -1, -1)
+        scaled = self.schedule.scaled(self.latents)
+        if self.channels is not None:
+            scaled = torch.cat([scaled, self.channels], dim=1)
+        return scaled.expand(self.rows, -1, -1, -1)
 
     def advance(self, prediction: torch.Tensor) -> None:
-        """Take one step with the denoiser's output of this sample's rows."""
+        """Take one step with the denoiser's output of this sample's rows; one without layers stands last."""
         if self.rows == 2:
-            negative, positive = prediction.chunk(2)
+            negative, positive, *without_layers = prediction.split(1)
             prediction = negative + self.guidance_scale * (positive - negative)
+            if without_layers and self.skip_layer_guidance:
+                prediction = prediction + self.skip_layer_guidance.scale * (positive - without_layers[0])
         self.latents = self.schedule.advance(prediction, self.latents)
+        if self.kept is not None:
+            self.latents = self.kept.around(self.latents, self.schedule)
+
+    def handed_over(self) -> Sample | None:
+        """The successor with this sample's latents, or None when there is none."""
+        if self.successor is not None:
+            self.successor.latents = self.latents
+            self.successor.earlier = self.earlier + len(self.schedule)
+        return self.successor
 
 
 def predict_together(samples: Sequence[Sample], inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """One forward for samples of one bucket and their inputs; their predictions apart again, in order."""
-    denoiser = samples[0].denoiser
-    counts = [sample.rows for sample in samples]
+    """One forward for samples of one bucket and their inputs; their predictions apart again, in order.
+
+    Samples under skip-layer guidance take a second forward, of their positive rows, which those that skip the
+    same layers share.
+    """
+    predictions = _forward(samples, inputs, [sample.conditioning for sample in samples])
+    for layers in {layers for sample in samples if (layers := sample.skipped_layers)}:
+        chosen = [i for i, sample in enumerate(samples) if sample.skipped_layers == layers]
+        without = _forward(
+            [samples[i] for i in chosen],
+            [inputs[i][-1:] for i in chosen],
+            [{name: rows[-1:] for name, rows in samples[i].conditioning.items()} for i in chosen],
+            layers,
+        )
+        for i, prediction in zip(chosen, without, strict=True):
+            predictions[i] = torch.cat([predictions[i], prediction])
+    return predictions
+
+
+def _forward(
+    samples: Sequence[Sample],
+    inputs: Sequence[torch.Tensor],
+    conditioning: Sequence[Mapping[str, torch.Tensor]],
+    skip_layers: tuple[int, ...] = (),
+) -> list[torch.Tensor]:
     together = torch.cat(list(inputs))
-    timesteps = torch.stack([sample.schedule.timestep for sample in samples for _ in range(sample.rows)]).to(
-        together.device
+    counts = [len(rows) for rows in inputs]
+    timesteps = [
+        sample.schedule.timestep for sample, count in zip(samples, counts, strict=True) for _ in range(count)
+    ]
+    predictions = samples[0].denoiser.predict(
+        together,
+        torch.stack(timesteps).to(together.device),
+        {name: torch.cat([rows[name] for rows in conditioning]) for name in conditioning[0]},
+        skip_layers,
     )
-    conditioning = {
-        name: torch.cat([sample.conditioning[name] for sample in samples]) for name in samples[0].conditioning
-    }
-    return list(denoiser.predict(together, timesteps, conditioning).split(counts))
+    return list(predictions.split(counts))

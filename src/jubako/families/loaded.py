@@ -20,6 +20,10 @@ class LoadedModel(Denoiser, Protocol):
         """Encode the prompts, draw the noise, set the timesteps."""
         ...
 
+    def prepare_refinement(self, job: Job) -> Sample:
+        """The last part of another model's job, as the successor of its sample."""
+        ...
+
     def to_image(self, picture: torch.Tensor) -> Image.Image:
         """A picture [3, H, W] with values from 0 to 1 as an image, rounded as the stock pipeline does."""
         ...

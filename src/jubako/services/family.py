@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Literal
 
 import bentoml
 from pydantic import BaseModel, ConfigDict
@@ -32,12 +33,23 @@ TIMEOUT_MARGIN = 60
 
 
 class ModelState(BaseModel):
-    """Where a model stands in its family's process."""
+    """Where a model stands in its family's process; ``bytes`` is what its components take in memory."""
 
     model_config = ConfigDict(frozen=True)
 
-    on_disk: bool
-    loaded: bool
+    state: Literal["missing", "on_disk", "loading", "resident"]
+    loading_fraction: float | None = None
+    bytes: int = 0
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether its weights are here, in memory or not."""
+        return self.state != "missing"
+
+    @property
+    def loaded(self) -> bool:
+        """Whether it can begin with a picture at once."""
+        return self.state == "resident"
 
 
 def family_service(name: str) -> Any:
@@ -62,9 +74,8 @@ def family_service(name: str) -> Any:
             self.runner: Runner = Runner(family, settings)
             default = catalog.default_model(settings.default_model)
             names = settings.preload or (default.name,)
-            on_disk = [
-                n for n in names if n in family.models and find_weights(settings.home, family.models[n])
-            ]
+            models = family.models
+            on_disk = [n for n in names if n in models and find_weights(settings.home, models[n], models)]
             self.runner.preload(tuple(on_disk))
 
         @bentoml.api
@@ -96,13 +107,8 @@ def family_service(name: str) -> Any:
         @bentoml.api
         async def describe(self) -> dict[str, ModelState]:
             """The state of each model of this family."""
-            loaded = self.runner.loaded
-            return {
-                model.name: ModelState(
-                    on_disk=find_weights(settings.home, model) is not None, loaded=model.name in loaded
-                )
-                for model in family.models.values()
-            }
+            states = self.runner.states()
+            return {name: ModelState.model_validate(asdict(state)) for name, state in states.items()}
 
         async def __is_ready__(self) -> bool:
             return self.runner.preloaded
