@@ -1,6 +1,7 @@
 """The deployment at a glance: a service for each family, and the gateway that routes to them by model name.
 
-Serve everything with ``bentoml serve``, one family alone with ``bentoml serve service:SD``.
+Serve everything with ``bentoml serve``, one family alone with ``bentoml serve service:SD``, and some of them
+with ``JUBAKO_FAMILIES=sd,sdxl``.
 """
 
 import os
@@ -12,5 +13,7 @@ from jubako.services import family_service, gateway_service
 os.environ.setdefault("BENTOML_DISABLE_GPU_ALLOCATION", "1")
 
 SD = family_service("sd")
+SDXL = family_service("sdxl")
+SD3 = family_service("sd3")
 
-Gateway = gateway_service(sd=SD)
+Gateway = gateway_service(sd=SD, sdxl=SDXL, sd3=SD3)

@@ -8,8 +8,10 @@ import subprocess
 from typing import Any
 
 import pytest
+from accelerate import init_empty_weights  # type: ignore[import-untyped] # it has no types
 from server import ROOT
 
+from benchmarks.architectures import ARCHITECTURES
 from benchmarks.report import latency_figures, percentile
 from benchmarks.tables import PAGE, filled
 from benchmarks.traffic import Mix, Request, Traffic, closed_loop, open_loop
@@ -50,7 +52,7 @@ def test_the_engine_benchmark_gets_the_stock_pipelines_latents() -> None:
     document = benchmark(
         "engine", "--architecture", "tiny", "--size", "32", "--steps", "2", "--batches", "1,2"
     )
-    ways = {(row["way"], row["batch"]): row for row in document["results"]}
+    ways = {(row["way"], row["batch"]): row for row in document["architectures"]["tiny"]["results"]}
     assert set(ways) == {
         ("stock, one at a time", 1),
         *((way, batch) for way in ("stock, one batch", "step batcher") for batch in (1, 2)),
@@ -59,6 +61,26 @@ def test_the_engine_benchmark_gets_the_stock_pipelines_latents() -> None:
         assert row["rows_per_s"] > 0
         assert row["largest_relative_difference"] < 1e-4
     assert ways["step batcher", 2]["rows_per_forward"] > 2
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "millions"),
+    [("sd1.5", "unet", 859.5), ("sdxl", "unet", 2567.5), ("sd3.5-medium", "transformer", 2243.2)],
+)
+def test_the_architectures_have_as_many_parameters_as_the_real_denoisers(
+    name: str, part: str, millions: float
+) -> None:
+    with init_empty_weights():
+        components = ARCHITECTURES[name].components()
+    count = sum(parameter.numel() for parameter in components[part].parameters())
+    assert count / 1e6 == pytest.approx(millions, abs=0.1)
+
+
+def test_architectures_that_need_a_gpu_are_skipped_with_a_message() -> None:
+    document = benchmark(
+        "engine", "--architecture", "sdxl", "--architecture", "sd3.5-medium", "--device", "cpu"
+    )
+    assert document["architectures"] == {}
 
 
 def test_the_rows_benchmark_recommends_one_of_the_counts_it_tried() -> None:

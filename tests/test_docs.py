@@ -28,8 +28,10 @@ from jubako.catalog import (
     WeightSource,
     load_catalog,
 )
+from jubako.compare import Comparison
 from jubako.errors import JubakoError
-from jubako.request import ImagesGenerate, TextToImage
+from jubako.images import ImagesEdit, ImagesGenerate, ImagesVariation
+from jubako.request import Inpaint
 from jubako.settings import Settings
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -61,14 +63,15 @@ def test_every_setting_is_in_its_table_with_its_default() -> None:
 
 def test_every_field_of_a_request_is_documented_with_its_other_names() -> None:
     table = {row[0].strip("`"): row for row in rows(doc("docs/api.md"))}
-    for name, field in TextToImage.model_fields.items():
+    for name, field in Inpaint.model_fields.items():
         assert table[name][2] == field.description
         if isinstance(field.validation_alias, AliasChoices):
             assert named(table[name][1]) == {str(alias) for alias in field.validation_alias.choices} - {name}
 
 
-def test_every_openai_field_is_documented() -> None:
-    assert set(ImagesGenerate.model_fields) - set(TextToImage.model_fields) <= named(doc("docs/api.md"))
+def test_every_field_of_openai_s_routes_and_of_comparisons_is_documented() -> None:
+    fields = {*ImagesGenerate.model_fields, *ImagesEdit.model_fields, *ImagesVariation.model_fields}
+    assert fields | set(Comparison.model_fields) <= named(doc("docs/api.md"))
 
 
 def test_every_error_is_documented_with_its_status() -> None:

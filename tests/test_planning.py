@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from jubako.catalog import load_catalog
 from jubako.errors import InvalidRequest, JubakoError
 from jubako.job import Job
-from jubako.planning import plan, plan_images
-from jubako.request import ImagesGenerate, TextToImage
+from jubako.planning import plan
+from jubako.request import ImageToImage, Inpaint, TextToImage
 
 CATALOG = load_catalog()
 
@@ -77,27 +79,119 @@ def test_a_planned_size_is_legal_and_what_was_asked(width: int, height: int, mod
     assert width * height <= limits.max_pixels
 
 
-def test_pictures_of_one_request_have_their_own_ids_and_seeds_that_count_up() -> None:
-    jobs = plan_images(ImagesGenerate(prompt="x", n=3, seed=5), CATALOG)
-    assert [job.seed for job in jobs] == [5, 6, 7]
-    assert len({job.id for job in jobs}) == 3
+def file(size: tuple[int, int] = (64, 64), colour: Any = "red", corner: Any = None) -> bytes:
+    image = Image.new("RGBA", size, colour)
+    if corner is not None:
+        image.paste(corner, (0, 0, size[0] // 2, size[1] // 2))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
-def test_openai_sizes_are_read() -> None:
-    assert plan_images(ImagesGenerate(prompt="x", size="96x64"), CATALOG)[0].width == 96
-    assert plan_images(ImagesGenerate(prompt="x", size="auto"), CATALOG)[0].width == 64
+MASK = file(colour="black", corner="white")
+
+
+def started(**fields: Any) -> Job:
+    asked = {"prompt": "a red circle", "image": file(), **fields}
+    kind = Inpaint if "mask" in fields else ImageToImage
+    return plan(kind.model_validate(asked), CATALOG)
+
+
+def opened(data: bytes | None) -> Image.Image:
+    assert data is not None
+    return Image.open(io.BytesIO(data))
+
+
+def test_a_text_to_image_job_has_no_picture_and_no_strength() -> None:
+    job = planned()
+    assert (job.task, job.image, job.mask, job.strength) == ("txt2img", None, None, None)
+
+
+def test_a_picture_to_start_from_is_brought_to_the_job_s_size() -> None:
+    job = started(image=file((200, 100)))
+    assert (job.task, job.width, job.height, job.strength) == ("img2img", 128, 64, 0.75)
+    assert (opened(job.image).size, opened(job.image).mode) == ((128, 64), "RGB")
+    assert job.mask is None
+
+
+def test_a_mask_goes_the_way_of_its_picture_and_white_is_where_to_paint() -> None:
+    job = started(image=file((200, 100)), mask=file((200, 100), "black", "white"), width=64, height=64)
+    mask = opened(job.mask)
+    assert (job.task, mask.size, mask.mode) == ("inpaint", (64, 64), "L")
+    # The sides are cropped away, so what was the left half is now a sixth less.
+    assert [mask.getpixel(place) for place in ((5, 5), (60, 5), (5, 60))] == [255, 0, 0]
+
+
+def test_a_mask_of_transparency_gives_the_same_job_as_one_of_brightness() -> None:
+    transparent = file(colour=(0, 0, 0, 255), corner=(0, 0, 0, 0))
+    assert opened(started(mask=transparent).mask).tobytes() == opened(started(mask=MASK).mask).tobytes()
+
+
+@pytest.mark.parametrize("steps", [*range(1, 31), 50, 99, 100, 150])
+def test_the_least_strength_that_is_named_is_one_step_and_less_is_refused(steps: int) -> None:
+    with pytest.raises(InvalidRequest, match="less than one step") as caught:
+        started(steps=steps, strength=0.0001)
+    assert caught.value.param == "strength"
+    least = float(caught.value.message.rsplit(" ", 1)[1])
+    assert int(steps * least) == 1
+    assert started(steps=steps, strength=least).strength == least
+    with pytest.raises(InvalidRequest, match="less than one step"):
+        started(steps=steps, strength=round(least - 0.001, 3))
 
 
 @pytest.mark.parametrize(
-    ("fields", "param"),
+    ("fields", "param", "message"),
     [
-        ({"size": "big"}, "size"),
-        ({"size": "64x64", "width": 64}, "size"),
-        ({"n": 11}, "n"),
-        ({"background": "transparent"}, "background"),
+        ({"strength": 0}, "strength", "would give the picture back as it is"),
+        ({"image": b"GIF89a"}, "image", "send one of PNG, JPEG, WEBP"),
+        ({"mask": b"GIF89a"}, "mask", "send one of PNG, JPEG, WEBP"),
+        ({"mask": file(colour="white")}, "mask", "the same everywhere"),
+        ({"mask": file((32, 64), "black", "white")}, "mask", "32x64 pixels, the picture 64x64"),
+        ({"model": "sd1.5-inpainting"}, "model", "does not do img2img; it does: inpaint"),
+        ({"width": 65}, "width", "the nearest legal are 64 and 72"),
+        ({"refiner": True, "model": "sdxl"}, "refiner", "pictures of txt2img only"),
     ],
 )
-def test_openai_fields_that_can_not_be_served_are_refused(fields: Any, param: str) -> None:
+def test_a_picture_that_can_not_be_started_from_is_refused_by_field(
+    fields: Any, param: str, message: str
+) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        plan_images(ImagesGenerate.model_validate({"prompt": "x", **fields}), CATALOG)
+        started(**fields)
     assert caught.value.param == param
+    assert message in caught.value.message
+
+
+def test_a_model_of_nine_channels_takes_a_mask() -> None:
+    job = started(model="sd1.5-inpainting", mask=MASK)
+    assert (job.model, job.task) == ("sd1.5-inpainting", "inpaint")
+
+
+def test_what_has_no_effect_is_a_warning() -> None:
+    job = planned(model="sd-turbo", negative_prompt="green", guidance_scale=5)
+    assert job.guidance_scale == 0
+    assert [text.split(" is ")[0] for text in job.warnings] == ["guidance_scale", "negative_prompt"]
+    assert planned().warnings == ()
+
+
+def test_sdxl_is_told_its_sizes_and_other_families_are_not() -> None:
+    told = planned(model="sdxl", crop=[8, 16], original_size=[512, 640]).micro_conditioning
+    assert told is not None
+    assert (told.original_size, told.crop, told.target_size) == ((512, 640), (8, 16), (1024, 1024))
+    with pytest.raises(InvalidRequest, match="crop: tiny-sd takes no sizes and no crop"):
+        planned(crop=[8, 16])
+
+
+def test_the_refiner_takes_over_at_the_share_asked_for() -> None:
+    assert planned(model="sdxl").refinement is None
+    for asked, after in ((True, 0.8), (0.6, 0.6)):
+        refinement = planned(model="sdxl", refiner=asked).refinement
+        assert refinement is not None
+        assert (refinement.model, refinement.after) == ("sdxl-refiner", after)
+    with pytest.raises(InvalidRequest, match="refiner: tiny-sd has no refiner"):
+        planned(refiner=True)
+
+
+def test_a_job_is_described_without_its_pictures() -> None:
+    described = started(mask=MASK).described()
+    assert not {"image", "mask", "warnings", "refinement"} & set(described)
+    assert len(described["image_sha256"]) == len(described["mask_sha256"]) == 64

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from jubako.errors import InvalidRequest
+from jubako.job import Job
 from jubako.request import ResizeMode
 
 __all__ = [
     "FORMATS",
     "MAX_PIXELS",
-    "has_transparency",
+    "alpha_varies",
+    "composited",
     "opaque",
     "open_mask",
     "open_picture",
@@ -29,25 +33,38 @@ def open_picture(data: bytes, field: str) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.width * image.height > MAX_PIXELS:
-            raise InvalidRequest(
-                f"{field}: {image.width}x{image.height} is past the limit of {MAX_PIXELS} pixels", param=field
-            )
+            raise _too_large(field, f"{image.width}x{image.height}")
         image.load()
-        return ImageOps.exif_transpose(image)
+        return ImageOps.exif_transpose(_eight_bits(image))
     except UnidentifiedImageError as error:
         raise InvalidRequest(
             f"{field}: not a picture that can be read; send one of {', '.join(FORMATS)}", param=field
         ) from error
-    except (Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_large(field, "its size") from error
+    except _DAMAGED as error:
         raise InvalidRequest(f"{field}: the picture's file is damaged: {error}", param=field) from error
 
 
-def has_transparency(image: Image.Image) -> bool:
-    """Whether any pixel is not opaque."""
-    if not image.has_transparency_data:
-        return False
-    lowest, _ = image.convert("RGBA").getchannel("A").getextrema()
-    return bool(lowest < 255)  # type: ignore[operator] # one channel has plain extrema
+# What Pillow's readers raise on files that were cut, changed or made to confuse.
+_DAMAGED = (OSError, ValueError, SyntaxError, TypeError, LookupError, EOFError, struct.error, zlib.error)
+
+
+def _too_large(field: str, size: str) -> InvalidRequest:
+    return InvalidRequest(f"{field}: {size} is past the limit of {MAX_PIXELS} pixels", param=field)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Grey levels of 16 bits as those of 8; Pillow's own conversion clips what is brighter than 255."""
+    if not image.mode.startswith("I"):
+        return image
+    image.info.pop("transparency", None)
+    return image.convert("I").point(lambda level: level * (1 / 257)).convert("L")
+
+
+def alpha_varies(image: Image.Image) -> bool:
+    """Whether some of the picture is more transparent than the rest."""
+    return image.has_transparency_data and _varies(image.convert("RGBA").getchannel("A"))
 
 
 def opaque(image: Image.Image) -> Image.Image:
@@ -65,11 +82,10 @@ def open_mask(data: bytes, field: str) -> Image.Image:
     A mask that is the same everywhere is refused: it is nearly always the wrong file.
     """
     image = open_picture(data, field)
-    alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
-    if alpha is not None and len(set(alpha.getextrema())) > 1:
-        return ImageOps.invert(alpha)
+    if alpha_varies(image):
+        return ImageOps.invert(image.convert("RGBA").getchannel("A"))
     mask = image.convert("RGB").convert("L")
-    if len(set(mask.getextrema())) == 1:
+    if not _varies(mask):
         raise InvalidRequest(
             f"{field}: the mask is the same everywhere; make what to paint transparent, or white on black",
             param=field,
@@ -91,3 +107,15 @@ def png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
+
+
+def composited(image: Image.Image, job: Job) -> Image.Image:
+    """A finished picture inside of its job's mask, the job's own picture outside; without a mask as it is."""
+    if job.image is None or job.mask is None:
+        return image
+    original, mask = Image.open(io.BytesIO(job.image)), Image.open(io.BytesIO(job.mask))
+    return Image.composite(image, original, mask)
+
+
+def _varies(channel: Image.Image) -> bool:
+    return len(set(channel.getextrema())) > 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import secrets
 from typing import Any
 
@@ -10,11 +9,11 @@ from jubako.catalog import Catalog, Model
 from jubako.errors import InvalidRequest
 from jubako.job import Job, MicroConditioning, Refinement, new_id
 from jubako.pictures import opaque, open_mask, open_picture, png, resized
-from jubako.request import ImagesGenerate, ImageToImage, Inpaint, SkipLayerGuidance, TextToImage
+from jubako.request import ImageToImage, Inpaint, SkipLayerGuidance, TextToImage
 from jubako.schedulers import resolve_scheduler
 from jubako.sizes import fitted_size, legal_size
 
-__all__ = ["plan", "plan_images"]
+__all__ = ["plan"]
 
 # What other programs draw and show: AUTOMATIC1111 and ComfyUI's older nodes read seeds as 32 bits.
 DRAWN_SEEDS = 2**32
@@ -58,30 +57,6 @@ def plan(request: TextToImage, catalog: Catalog, default_model: str | None = Non
         output_compression=request.output_compression,
         warnings=warnings,
     )
-
-
-def plan_images(request: ImagesGenerate, catalog: Catalog, default_model: str | None = None) -> list[Job]:
-    """The ``n`` jobs of an OpenAI request; raises as :func:`plan` does."""
-    if request.background == "transparent":
-        raise InvalidRequest(
-            "background: models draw opaque pictures; use opaque or auto", param="background"
-        )
-    if request.size and request.size != "auto":
-        if request.width or request.height:
-            raise InvalidRequest("size: give either size or width and height", param="size")
-        if not (match := re.fullmatch(r"(\d{1,5})[xX](\d{1,5})", request.size)):
-            raise InvalidRequest(
-                f"size: {request.size!r} is not a size; use auto or WIDTHxHEIGHT, as in 512x512", param="size"
-            )
-        width, height = map(int, match.groups())
-        request = request.model_copy(update={"width": width, "height": height})
-    job = plan(request, catalog, default_model)
-    limits = catalog.model(job.model).limits
-    if request.n > limits.max_n:
-        raise InvalidRequest(
-            f"n: {request.n} is past the limit of {limits.max_n} pictures a request", param="n"
-        )
-    return job.siblings(request.n)
 
 
 def _check_task(request: TextToImage, model: Model, catalog: Catalog) -> None:

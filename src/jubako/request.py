@@ -12,12 +12,15 @@ from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     AliasChoices,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
     model_validator,
 )
 from pydantic import ModelWrapValidatorHandler as Handler
@@ -26,8 +29,8 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from jubako.errors import nearest
 
 __all__ = [
+    "MAX_FILE_BYTES",
     "ImageToImage",
-    "ImagesGenerate",
     "Inpaint",
     "OutputFormat",
     "PictureBytes",
@@ -41,6 +44,8 @@ __all__ = [
 Task = Literal["txt2img", "img2img", "inpaint"]
 OutputFormat = Literal["png", "jpeg", "webp"]
 ResizeMode = Literal["cover", "fit", "exact"]
+
+MAX_FILE_BYTES = 50 * 2**20
 
 _DATA_URL = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
@@ -68,13 +73,23 @@ class Request(BaseModel):
     def _explained(cls, detail: Any) -> InitErrorDetails:
         if detail["type"] != "extra_forbidden":
             # Pydantic's own text is kept; it names the bound or the choices.
-            message = str(detail["msg"]).replace("{", "{{").replace("}", "}}")
+            message = str(detail["msg"]).removeprefix("Value error, ").replace("{", "{{").replace("}", "}}")
             return {
                 "type": PydanticCustomError(detail["type"], message),
                 "loc": detail["loc"],
                 "input": detail["input"],
             }
         name = str(detail["loc"][-1])
+        if field := cls._field_called(name):
+            return {
+                "type": PydanticCustomError(
+                    "given_twice",
+                    "{name} is another name of {field}; give one of them",
+                    {"name": name, "field": field},
+                ),
+                "loc": detail["loc"],
+                "input": None,
+            }
         return {
             "type": PydanticCustomError(
                 "unknown_field",
@@ -88,6 +103,13 @@ class Request(BaseModel):
             "loc": detail["loc"],
             "input": None,
         }
+
+    @classmethod
+    def _field_called(cls, alias: str) -> str | None:
+        for name, field in cls.model_fields.items():
+            if isinstance(field.validation_alias, AliasChoices) and alias in field.validation_alias.choices:
+                return name
+        return None
 
     @classmethod
     def field_names(cls) -> Iterator[str]:
@@ -111,7 +133,15 @@ def _picture(value: object) -> object:
         raise ValueError("not base64 of a picture's file, and not a data: URL") from error
 
 
-PictureBytes = Annotated[bytes, BeforeValidator(_picture), Field(min_length=1)]
+def _small_enough(data: bytes) -> bytes:
+    if len(data) > MAX_FILE_BYTES:
+        raise PydanticCustomError(
+            "too_large", "a file of more than {limit} MB is not taken", {"limit": MAX_FILE_BYTES // 2**20}
+        )
+    return data
+
+
+PictureBytes = Annotated[bytes, BeforeValidator(_picture), AfterValidator(_small_enough), Field(min_length=1)]
 """The bytes of a picture's file: an upload's, or decoded from base64 or a ``data:`` URL."""
 
 Side = Annotated[int, Field(gt=0, le=16384)]
@@ -121,18 +151,32 @@ Size = Annotated[tuple[Side, ...], Field(min_length=2, max_length=2)]
 Corner = Annotated[tuple[Offset, ...], Field(min_length=2, max_length=2)]
 
 
-class SkipLayerGuidance(BaseModel):
+class SkipLayerGuidance(Request):
     """SD3.5's second guidance: away from what the denoiser predicts without some of its layers.
 
     ``start`` and ``stop`` are shares of the steps.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     layers: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
     scale: float = Field(default=2.8, gt=0, allow_inf_nan=False)
     start: float = Field(default=0.01, ge=0, le=1)
     stop: float = Field(default=0.2, ge=0, le=1)
+
+
+def _share(value: object, handler: ValidatorFunctionWrapHandler) -> object:
+    try:
+        return handler(value)
+    except ValidationError as error:
+        raise ValueError("take true, false or a share of the steps between 0 and 1") from error
+
+
+def _values(value: object, handler: ValidatorFunctionWrapHandler) -> object:
+    if isinstance(value, dict):
+        return SkipLayerGuidance.model_validate(value)
+    try:
+        return handler(value)
+    except ValidationError as error:
+        raise ValueError("take true, false or an object of layers, scale, start and stop") from error
 
 
 class TextToImage(Request):
@@ -166,7 +210,7 @@ class TextToImage(Request):
         description="A sampler's name ('Euler a', 'DPM++ 2M Karras') or a diffusers class",
         validation_alias=AliasChoices("scheduler", "sampler"),
     )
-    refiner: bool | Annotated[float, Field(gt=0, lt=1)] | None = Field(
+    refiner: Annotated[bool | Annotated[float, Field(gt=0, lt=1)] | None, WrapValidator(_share)] = Field(
         default=None,
         description="Let the model's refiner finish: true, or the share of the steps after which (0.8)",
     )
@@ -182,7 +226,7 @@ class TextToImage(Request):
     max_sequence_length: int | None = Field(
         default=None, gt=0, description="SD3: tokens of the prompt that the T5 encoder reads"
     )
-    skip_layer_guidance: bool | SkipLayerGuidance | None = Field(
+    skip_layer_guidance: Annotated[bool | SkipLayerGuidance | None, WrapValidator(_values)] = Field(
         default=None, description="SD3.5 Medium: true, or {layers, scale, start, stop}"
     )
     output_format: Annotated[OutputFormat, BeforeValidator(_jpg)] = Field(
@@ -216,24 +260,3 @@ class Inpaint(ImageToImage):
     mask: PictureBytes = Field(
         description="As large as the picture: transparent where to paint, or without alpha white"
     )
-
-
-class ImagesGenerate(TextToImage):
-    """OpenAI's ``POST /v1/images/generations`` with our fields at top level."""
-
-    n: int = Field(default=1, gt=0, description="Pictures; their seeds count up from the first")
-    size: str | None = Field(default=None, description="'auto' or WIDTHxHEIGHT")
-    response_format: Literal["b64_json"] | None = Field(default=None, description="How pictures come")
-    stream: bool | None = Field(default=None, description="Answer with server-sent events")
-    user: str | None = Field(default=None, description="Your own mark for the end user; only logged")
-    quality: Literal["auto", "low", "medium", "high", "standard", "hd"] | None = None
-    style: Literal["vivid", "natural"] | None = None
-    background: Literal["auto", "opaque", "transparent"] | None = None
-    moderation: Literal["auto", "low"] | None = None
-    partial_images: int | None = Field(default=None, ge=0, le=3)
-
-    def ignored(self) -> list[str]:
-        """OpenAI's fields that are set and have no meaning here, as warnings."""
-        names = ("quality", "style", "moderation", "partial_images")
-        unset = {None, "auto", "opaque", 0}
-        return [f"{name} is ignored" for name in names if getattr(self, name) not in unset]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import re
@@ -71,9 +72,31 @@ def test_the_name_of_the_file_chooses_the_format(server: Server, tmp_path: Path)
         assert picture.format == "WEBP"
 
 
+def test_a_picture_and_a_mask_are_sent_along(server: Server, tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64), "blue").save(tmp_path / "blue.png")
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (0, 0, 32, 64))
+    mask.save(tmp_path / "mask.png")
+    arguments = ["--image", "blue.png", "--strength", "0.5", "--steps", "4", "--resize-mode", "exact"]
+    for more, task in (([], "img2img"), (["--mask", "mask.png"], "inpaint")):
+        done = generate(tmp_path, *arguments, *more, "-o", f"{task}.png", url=server.url)
+        assert done.returncode == 0, done.stderr
+        with Image.open(tmp_path / f"{task}.png") as picture:
+            job = json.loads(picture.info["jubako"])["job"]
+        assert (job["task"], job["strength"], job["num_inference_steps"]) == (task, 0.5, 4)
+
+
+def test_what_has_no_effect_is_told(server: Server, tmp_path: Path) -> None:
+    arguments = ["--steps", "1", "--guidance-scale", "1", "--negative-prompt", "green"]
+    done = generate(tmp_path, *arguments, url=server.url)
+    assert done.stderr == "negative_prompt has no effect at a guidance_scale of 1 or below\n"
+    assert done.returncode == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
+        (["--refiner"], "refiner: tiny-sd has no refiner"),
         (["--width", "65"], "width"),
         (["--model", "tiny-s"], "Did you mean 'tiny-sd'?"),
         (["--model", "sd1.5"], "fetch them with: jubako pull sd1.5"),
@@ -104,6 +127,10 @@ def test_a_server_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
         (["-o", "out.png", "--format", "webp"], "out.png is not the name of a webp file"),
         (["-o", "nowhere/out.png"], "there is no folder nowhere"),
         (["--format", "bmp"], "'bmp' is not one of png, jpeg, webp"),
+        (["--image", "nowhere.png"], "'nowhere.png' does not exist"),
+        (["--mask", __file__], "Invalid value for --mask: give the picture that it is about with --image"),
+        (["--strength", "0.5"], "Invalid value for --strength: give the picture"),
+        (["--resize-mode", "fit"], "Invalid value for --resize-mode: give the picture"),
     ],
 )
 def test_a_file_that_can_not_be_is_refused_before_the_server_is_asked(

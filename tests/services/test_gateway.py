@@ -100,7 +100,7 @@ def test_both_routes_give_the_same_picture_for_the_same_job(server: Server) -> N
 
 def test_models_are_listed_in_openai_s_shape_with_licences_and_limits(client: openai.OpenAI) -> None:
     listed = {model.id: model.model_dump() for model in client.models.list()}
-    assert list(listed) == list(load_catalog().names)
+    assert list(listed) == list(load_catalog().only(("sd",)).names)
     assert listed["tiny-sd"]["on_disk"] is True
     assert listed["sd1.5"]["on_disk"] is False
     assert listed["sd-turbo"]["licence"]["commercial"] == "no"
@@ -117,7 +117,7 @@ def test_models_are_listed_in_openai_s_shape_with_licences_and_limits(client: op
         ({}, 400, "prompt", "Field required"),
         ({"prompt": "x", "width": 65}, 400, "width", "the nearest legal are 64 and 72"),
         ({"prompt": "x", "height": 4096}, 400, "height", "outside of 32 to 128"),
-        ({"prompt": "x", "steps": 1000}, 400, "num_inference_steps", "limit of 150"),
+        ({"prompt": "x", "steps": 1000}, 400, "num_inference_steps", "takes 1 to 150 steps"),
         ({"prompt": "x", "steps": "many"}, 400, "steps", "valid integer"),
         ({"prompt": "x" * 5000}, 400, "prompt", "limit of 4000"),
         ({"prompt": "x", "scheduler": "Eular"}, 400, "scheduler", "Did you mean 'Euler'"),
@@ -147,12 +147,27 @@ def test_openai_only_fields_are_refused_in_the_same_shape(server: Server) -> Non
         assert response.json()["error"]["param"] == param
 
 
+def test_what_has_no_effect_is_told_by_both_routes(server: Server) -> None:
+    fields = {"prompt": "x", "steps": 1, "guidance_scale": 1, "negative_prompt": "ä"}
+    told = "negative_prompt has no effect at a guidance_scale of 1 or below"
+    assert json.loads(server.post("/txt2img", fields).headers["x-warnings"]) == [told]
+    reply = server.post("/v1/images/generations", {**fields, "style": "vivid"}).json()
+    assert reply["warnings"] == ["style is ignored", told]
+    assert "x-warnings" not in server.post("/txt2img", {"prompt": "x", "steps": 1}).headers
+
+
 @pytest.mark.parametrize(
     ("method", "path", "content", "content_type", "status"),
     [
         ("POST", "/txt2img", b"{", "application/json", 400),
         ("POST", "/v1/images/generations", b"{", "application/json", 400),
         ("POST", "/v1/images/generations", b"a=b", "application/x-www-form-urlencoded", 400),
+        ("POST", "/v1/images/edits", b"{", "application/json", 400),
+        ("POST", "/v1/images/variations", b"a", "multipart/form-data", 400),
+        ("POST", "/img2img", b"a", "multipart/form-data; boundary=b", 400),
+        ("POST", "/inpaint", b"a=b", "application/x-www-form-urlencoded", 400),
+        ("POST", "/v1/images/compare", b"[]", "application/json", 400),
+        ("GET", "/v1/images/edits", b"", "application/json", 405),
         ("POST", "/txt2img", b"[]", "application/json", 400),
         ("POST", "/txt2img", b'"a"', "application/json", 400),
         ("POST", "/txt2img", b"\x80\x04N.", "application/vnd.bentoml+pickle", 415),

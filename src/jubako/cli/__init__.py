@@ -12,6 +12,7 @@ import typer
 
 from jubako import __version__
 from jubako.catalog import CatalogError
+from jubako.cli.comparison import compare
 from jubako.cli.models import models
 from jubako.cli.pictures import generate
 from jubako.cli.weights import pull
@@ -32,6 +33,7 @@ app = typer.Typer(
 app.command()(models)
 app.command()(pull)
 app.command()(generate)
+app.command()(compare)
 
 
 def main() -> None:

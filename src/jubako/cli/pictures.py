@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import base64
 import itertools
-import json
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from time import perf_counter
 from typing import Annotated, Any
@@ -16,17 +14,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from jubako.errors import JubakoError
+from jubako.cli.server import ServerFailed, events, write
 
-__all__ = ["ServerFailed", "generate"]
+__all__ = ["generate"]
 
 FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
-CONNECT_SECONDS = 5
 
-
-class ServerFailed(JubakoError):
-    """The server can't be reached, or what it answered is not a picture."""
+_FILE: dict[str, Any] = {"exists": True, "dir_okay": False, "readable": True}
 
 
 def generate(
@@ -50,6 +45,26 @@ def generate(
     scheduler: Annotated[
         str | None, typer.Option(help="A sampler ('Euler a', 'DPM++ 2M Karras') or a diffusers class.")
     ] = None,
+    image: Annotated[
+        Path | None,
+        typer.Option(help="A picture to start from; what is transparent in it is made anew.", **_FILE),
+    ] = None,
+    mask: Annotated[
+        Path | None, typer.Option(help="What of the picture is made anew: transparent, or white.", **_FILE)
+    ] = None,
+    strength: Annotated[
+        float | None, typer.Option(help="How much of the picture is made anew, from 0 to 1.")
+    ] = None,
+    resize_mode: Annotated[
+        str | None, typer.Option(help="When sizes differ: cover (crop), fit or exact (distort).")
+    ] = None,
+    refiner: Annotated[bool, typer.Option("--refiner", help="Let the model's refiner finish.")] = False,
+    skip_layer_guidance: Annotated[
+        bool, typer.Option("--skip-layer-guidance", help="SD3.5 Medium: guide away from skipped layers.")
+    ] = False,
+    max_sequence_length: Annotated[
+        int | None, typer.Option(help="SD3: tokens of the prompt that the T5 encoder reads.")
+    ] = None,
     output_format: Annotated[
         str | None, typer.Option("--format", help="png, jpeg or webp; without: by the name of the file.")
     ] = None,
@@ -66,19 +81,23 @@ def generate(
         "guidance_scale": guidance_scale,
         "seed": seed,
         "scheduler": scheduler,
+        "strength": strength,
+        "resize_mode": resize_mode,
+        "refiner": refiner or None,
+        "skip_layer_guidance": skip_layer_guidance or None,
+        "max_sequence_length": max_sequence_length,
         "output_format": _format(output, output_format),
-        "stream": True,
     }
+    given = {key: value for key, value in fields.items() if value is not None}
+    files = _files(image, mask, given)
     started = perf_counter()
     try:
-        picture = _picture(
-            url.rstrip("/"), {key: value for key, value in fields.items() if value is not None}
-        )
+        picture = _picture(url.rstrip("/"), given, files)
     except KeyboardInterrupt:
         Console(stderr=True).print("Cancelled.")
         raise typer.Exit(130) from None
     path = output or _free_name(picture["seed"], picture["output_format"])
-    _write(path, base64.b64decode(picture["b64_json"]))
+    write(path, base64.b64decode(picture["b64_json"]))
     seconds = perf_counter() - started
     console = Console(highlight=False)
     console.print(
@@ -86,6 +105,22 @@ def generate(
         f"{seconds:.1f} s",
         soft_wrap=True,
     )
+    for warning in picture.get("warnings", ()):
+        Console(stderr=True, highlight=False).print(escape(warning), soft_wrap=True)
+
+
+def _files(image: Path | None, mask: Path | None, given: Mapping[str, Any]) -> dict[str, Path]:
+    """The files to send; what is only about a picture is refused without one."""
+    if image is None:
+        for name, value in (
+            ("mask", mask),
+            *((name, given.get(name)) for name in ("strength", "resize_mode")),
+        ):
+            if value is not None:
+                option = f"--{name.replace('_', '-')}"
+                raise typer.BadParameter("give the picture that it is about with --image", param_hint=option)
+        return {}
+    return {"image": image} if mask is None else {"image": image, "mask": mask}
 
 
 def _format(output: Path | None, wanted: str | None) -> str:
@@ -106,8 +141,9 @@ def _format(output: Path | None, wanted: str | None) -> str:
     return wanted or str(named)
 
 
-def _picture(url: str, fields: dict[str, Any]) -> dict[str, Any]:
+def _picture(url: str, fields: Mapping[str, Any], files: Mapping[str, Path]) -> dict[str, Any]:
     """Ask for one picture and show its steps; the fields of the event that completes it."""
+    route = "/v1/images/edits" if files else "/v1/images/generations"
     console = Console(stderr=True)
     bar = Progress(
         TextColumn("{task.description}"),
@@ -120,50 +156,13 @@ def _picture(url: str, fields: dict[str, Any]) -> dict[str, Any]:
     )
     with bar:
         task = bar.add_task("waiting", total=None)
-        for event in _events(url, fields):
-            if "error" in event:
-                raise ServerFailed(_sentence(event))
-            if event.get("type") == "image_generation.completed":
+        for event in events(url, route, fields, files):
+            kind = str(event.get("type", ""))
+            if kind.endswith(".completed"):
                 return event
-            if event.get("type") == "image_generation.progress":
+            if kind.endswith(".progress"):
                 bar.update(task, description="denoising", completed=event["step"], total=event["steps"])
     raise ServerFailed(f"the server at {url} ended the answer without a picture")
-
-
-def _events(url: str, fields: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The data of each server-sent event. Leaving the loop closes the connection, which cancels the job."""
-    import httpx
-
-    # No limit on waiting: the picture may stand in a queue, and the server has its own deadline.
-    timeout = httpx.Timeout(None, connect=CONNECT_SECONDS)
-    try:
-        with httpx.stream("POST", f"{url}/v1/images/generations", json=fields, timeout=timeout) as response:
-            if response.is_error:
-                raise ServerFailed(_refusal(url, response.status_code, response.read()))
-            yield from _parsed(response.iter_lines())
-    except httpx.ConnectError as error:
-        raise ServerFailed(
-            f"no server answers at {url}; start one with scripts/serve, or give --url"
-        ) from error
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise ServerFailed(f"the connection to {url} failed: {error or type(error).__name__}") from error
-
-
-def _parsed(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
-    for line in lines:
-        if line.startswith("data: {"):
-            yield json.loads(line.removeprefix("data: "))
-
-
-def _refusal(url: str, status: int, body: bytes) -> str:
-    try:
-        return _sentence(json.loads(body))
-    except (ValueError, KeyError, TypeError):
-        return f"{url} answered {status}, and not as a Jubako server does"
-
-
-def _sentence(body: dict[str, Any]) -> str:
-    return str(body["error"]["message"])
 
 
 def _free_name(seed: int, output_format: str) -> Path:
@@ -172,13 +171,3 @@ def _free_name(seed: int, output_format: str) -> Path:
     numbers = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
     names = (Path(f"jubako-{seed}{number}{suffix}") for number in numbers)
     return next(path for path in names if not path.exists())
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise ServerFailed(f"{path} can't be written: {error.strerror}") from error

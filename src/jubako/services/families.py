@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncGenerator, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -51,6 +51,15 @@ class Families:
         call = self._batched(client, job) if by_request else client.generate(job=job)
         async with self._reached(job.family):
             return (await self._while_wanted(call, job)).checked()
+
+    async def run_all(self, jobs: Sequence[Job]) -> list[Result]:
+        """The results of jobs that run at once. When one fails, the others are cancelled."""
+        tasks = [asyncio.ensure_future(self.run(job)) for job in jobs]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
 
     async def events(self, job: Job) -> AsyncGenerator[Progress | Result, None]:
         """A job's steps as they happen, then its result. Closing the generator cancels the job."""

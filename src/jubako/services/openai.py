@@ -1,4 +1,4 @@
-"""OpenAI's routes: ``/v1/images/generations`` and ``/v1/models``, with our fields at top level."""
+"""OpenAI's routes with our fields: images to generate, to edit and to vary, and the models."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import base64
 import json
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 import bentoml
@@ -16,13 +16,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from jubako.errors import JubakoError, refusal
+from jubako.images import ImagesEdit, ImagesGenerate, ImagesRequest, ImagesVariation, plan_images
 from jubako.job import Job
-from jubako.planning import plan_images
-from jubako.request import ImagesGenerate
 from jubako.result import Result
+from jubako.services.bodies import read_request
 from jubako.services.connection import answer
 
-__all__ = ["openai_app"]
+__all__ = ["openai_app", "picture_fields"]
 
 
 def openai_app() -> FastAPI:
@@ -30,7 +30,12 @@ def openai_app() -> FastAPI:
     app = FastAPI(title="Jubako", openapi_url=None, docs_url=None, redoc_url=None)
     app.add_exception_handler(JubakoError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_api_route("/v1/images/generations", _generate_images, methods=["POST"], response_model=None)
+    for path, route in (
+        ("/v1/images/generations", _generate_images),
+        ("/v1/images/edits", _edit_images),
+        ("/v1/images/variations", _vary_images),
+    ):
+        app.add_api_route(path, route, methods=["POST"], response_model=None)
     app.add_api_route("/v1/models", _list_models, methods=["GET"])
     app.add_api_route("/v1/models/{name}", _show_model, methods=["GET"])
     return app
@@ -38,17 +43,26 @@ def openai_app() -> FastAPI:
 
 async def _generate_images(request: ImagesGenerate) -> Response:
     """Pictures for a prompt, all at once or, with ``stream``, their steps and then each as it is done."""
+    return await _made(request, "image_generation")
+
+
+async def _edit_images(body: Request) -> Response:
+    """Pictures made from another one, by a mask or by what is transparent in it only in part."""
+    return await _made(await read_request(body, ImagesEdit), "image_edit")
+
+
+async def _vary_images(body: Request) -> Response:
+    """Pictures like another one."""
+    return await _made(await read_request(body, ImagesVariation), "image_variation")
+
+
+async def _made(request: ImagesRequest, kind: str) -> Response:
     gateway = bentoml.get_current_service()
-    jobs = plan_images(request, gateway.catalog, gateway.settings.default_model)
+    # Decoding and scaling a picture would hold up everyone else on the event loop.
+    jobs = await asyncio.to_thread(plan_images, request, gateway.catalog, gateway.settings.default_model)
     if request.stream:
-        return StreamingResponse(_stream(gateway, request, jobs), media_type="text/event-stream")
-    tasks = [asyncio.ensure_future(gateway.families.run(job)) for job in jobs]
-    try:
-        results = await asyncio.gather(*tasks)
-    finally:
-        # When one fails, nobody waits for the others any more.
-        for task in tasks:
-            task.cancel()
+        return StreamingResponse(_stream(gateway, request, jobs, kind), media_type="text/event-stream")
+    results = await gateway.families.run_all(jobs)
     return JSONResponse(_reply(request, jobs, results))
 
 
@@ -66,16 +80,17 @@ async def _show_model(name: str) -> dict[str, Any]:
     return next(entry for entry in entries if entry["id"] == name)
 
 
-def _reply(request: ImagesGenerate, jobs: list[Job], results: list[Result]) -> dict[str, Any]:
+def _reply(request: ImagesRequest, jobs: list[Job], results: Sequence[Result]) -> dict[str, Any]:
     job = jobs[0]
     return {
         "created": int(time.time()),
-        "data": [_picture(result) for result in results],
+        "data": [picture_fields(result) for result in results],
         **_described(request, job),
     }
 
 
-def _picture(result: Result) -> dict[str, Any]:
+def picture_fields(result: Result) -> dict[str, Any]:
+    """A picture as an entry of a reply's ``data``."""
     timings = result.timings.model_dump() if result.timings else {}
     return {
         "b64_json": base64.b64encode(result.content).decode(),
@@ -84,7 +99,7 @@ def _picture(result: Result) -> dict[str, Any]:
     }
 
 
-def _described(request: ImagesGenerate, job: Job) -> dict[str, Any]:
+def _described(request: ImagesRequest, job: Job) -> dict[str, Any]:
     """What OpenAI's newer models add to a reply, and what this server adds."""
     return {
         "background": "opaque",
@@ -92,21 +107,27 @@ def _described(request: ImagesGenerate, job: Job) -> dict[str, Any]:
         "quality": "auto",
         "size": f"{job.width}x{job.height}",
         "model": job.model,
-        "warnings": request.ignored(),
+        "warnings": [*request.ignored(), *job.warnings],
     }
 
 
-async def _stream(gateway: Any, request: ImagesGenerate, jobs: list[Job]) -> AsyncGenerator[str, None]:
+async def _stream(
+    gateway: Any, request: ImagesRequest, jobs: list[Job], kind: str
+) -> AsyncGenerator[str, None]:
     yield ": the picture follows\n\n"
     try:
         for job in jobs:
             async for event in gateway.families.events(job):
                 if isinstance(event, Result):
                     event.checked()
-                    fields = {**_picture(event), **_described(request, job), "created_at": int(time.time())}
-                    yield _sse("image_generation.completed", fields)
+                    fields = {
+                        **picture_fields(event),
+                        **_described(request, job),
+                        "created_at": int(time.time()),
+                    }
+                    yield _sse(f"{kind}.completed", fields)
                 else:
-                    yield _sse("image_generation.progress", {"step": event.step, "steps": event.steps})
+                    yield _sse(f"{kind}.progress", {"step": event.step, "steps": event.steps})
     except JubakoError as error:
         yield f"data: {json.dumps(error.body())}\n\n"
         return

@@ -1,0 +1,106 @@
+"""How the command line speaks with a running server. Every failure is one sentence."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jubako.errors import JubakoError
+
+if TYPE_CHECKING:
+    import httpx
+
+__all__ = ["ServerFailed", "answer", "events", "write"]
+
+CONNECT_SECONDS = 5
+
+
+class ServerFailed(JubakoError):
+    """The server can't be reached, or what it answered is not what was asked for."""
+
+
+def answer(url: str, route: str, fields: Mapping[str, Any], files: Mapping[str, Path]) -> dict[str, Any]:
+    """The reply to one request."""
+    with _asked(url, route, fields, files) as response:
+        body = response.read()
+    try:
+        reply: dict[str, Any] = json.loads(body)
+    except ValueError as error:
+        raise ServerFailed(f"{url} answered, but not as a Jubako server does") from error
+    return reply
+
+
+def events(
+    url: str, route: str, fields: Mapping[str, Any], files: Mapping[str, Path]
+) -> Iterator[dict[str, Any]]:
+    """The data of each server-sent event. Leaving the loop closes the connection, which cancels the job."""
+    with _asked(url, route, {**fields, "stream": True}, files) as response:
+        for event in _parsed(response.iter_lines()):
+            if "error" in event:
+                raise ServerFailed(_sentence(event))
+            yield event
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write the file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise ServerFailed(f"{path} can't be written: {error.strerror}") from error
+
+
+@contextmanager
+def _asked(
+    url: str, route: str, fields: Mapping[str, Any], files: Mapping[str, Path]
+) -> Iterator[httpx.Response]:
+    import httpx
+
+    # No limit on waiting: the picture may stand in a queue, and the server has its own deadline.
+    timeout = httpx.Timeout(None, connect=CONNECT_SECONDS)
+    body: dict[str, Any] = {"json": fields}
+    if files:
+        texts = {
+            name: value if isinstance(value, str) else json.dumps(value) for name, value in fields.items()
+        }
+        body = {"data": texts, "files": {name: (path.name, _content(path)) for name, path in files.items()}}
+    try:
+        with httpx.stream("POST", f"{url}{route}", timeout=timeout, **body) as response:
+            if response.is_error:
+                raise ServerFailed(_refusal(url, response.status_code, response.read()))
+            yield response
+    except httpx.ConnectError as error:
+        raise ServerFailed(
+            f"no server answers at {url}; start one with scripts/serve, or give --url"
+        ) from error
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise ServerFailed(f"the connection to {url} failed: {error or type(error).__name__}") from error
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ServerFailed(f"{path} can't be read: {error.strerror}") from error
+
+
+def _parsed(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+    for line in lines:
+        if line.startswith("data: {"):
+            yield json.loads(line.removeprefix("data: "))
+
+
+def _refusal(url: str, status: int, body: bytes) -> str:
+    try:
+        return _sentence(json.loads(body))
+    except (ValueError, KeyError, TypeError):
+        return f"{url} answered {status}, and not as a Jubako server does"
+
+
+def _sentence(body: Mapping[str, Any]) -> str:
+    return str(body["error"]["message"])

@@ -1,0 +1,231 @@
+"""Bodies of requests: JSON, or forms with uploads. Nothing is fetched, and no file's name is used.
+
+The last three are bodies as BentoML describes them, flat: its clients take the fields as keyword arguments.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from types import UnionType
+from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
+
+import bentoml
+from pydantic import AliasChoices, ValidationError
+from pydantic.fields import FieldInfo
+from python_multipart.exceptions import FormParserError
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
+from starlette.requests import Request as Body
+from starlette.types import Message, Receive
+
+from jubako.errors import InvalidRequest, JubakoError, TooLarge, refusal
+from jubako.request import MAX_FILE_BYTES, ImageToImage, Inpaint, Request, TextToImage
+
+__all__ = [
+    "MAX_BODY_BYTES",
+    "ImageToImageBody",
+    "InpaintBody",
+    "Received",
+    "TextToImageBody",
+    "read_request",
+]
+
+# Two files of the largest size in base64, and room for the rest.
+MAX_BODY_BYTES = 3 * MAX_FILE_BYTES
+
+FORMS = {"multipart/form-data", "application/x-www-form-urlencoded"}
+
+R = TypeVar("R", bound=Request)
+
+
+async def read_request(body: Body, kind: type[R], *, quoted: bool = False) -> R:
+    """The body as a request of this kind; InvalidRequest names the field, TooLarge what is too large.
+
+    A form's text is text for a field of text; elsewhere it may be JSON. ``quoted``: text may be JSON as well,
+    in which BentoML's client sends every field.
+    """
+    limited = Body(body.scope, _limited(body))
+    media_type = body.headers.get("content-type", "application/json").split(";")[0].strip().lower()
+    try:
+        if media_type in FORMS:
+            fields = await _form(limited, kind, quoted)
+            return await asyncio.to_thread(kind.model_validate, fields)
+        return await asyncio.to_thread(kind.model_validate_json, await limited.body() or b"{}")
+    except ValidationError as error:
+        raise refusal(error.errors(include_input=False, include_url=False)) from error
+
+
+def _limited(body: Body) -> Receive:
+    announced = body.headers.get("content-length", "0")
+    if announced.isdecimal() and int(announced) > MAX_BODY_BYTES:
+        raise _too_large()
+    received = 0
+
+    async def receive() -> Message:
+        nonlocal received
+        message = await body.receive()
+        received += len(message.get("body", b""))
+        if received > MAX_BODY_BYTES:
+            raise _too_large()
+        return message
+
+    return receive
+
+
+def _too_large() -> TooLarge:
+    return TooLarge(f"a body of more than {MAX_BODY_BYTES // 2**20} MB is not taken")
+
+
+async def _form(body: Body, kind: type[Request], quoted: bool) -> dict[str, Any]:
+    try:
+        async with body.form(max_files=32, max_fields=256, max_part_size=MAX_BODY_BYTES) as form:
+            items = [(name, await _content(name, value)) for name, value in form.multi_items()]
+    except (MultiPartException, HTTPException, FormParserError) as error:
+        reason = getattr(error, "detail", None) or getattr(error, "message", None) or error
+        raise InvalidRequest(f"the form can't be read: {reason}") from error
+    return _nested(
+        (name, _decoded(name, value, kind, quoted) if isinstance(value, str) else value)
+        for name, value in items
+    )
+
+
+async def _content(name: str, value: UploadFile | str) -> bytes | str:
+    if isinstance(value, str):
+        return value
+    if (value.size or 0) > MAX_FILE_BYTES:
+        field = name.removesuffix("[]")
+        raise TooLarge(f"{field}: a file of more than {MAX_FILE_BYTES // 2**20} MB is not taken", param=field)
+    return await value.read()
+
+
+def _decoded(name: str, text: str, kind: type[Request], quoted: bool) -> Any:
+    field = _field(name, kind)
+    if field is None:
+        return text
+    is_text = _takes_text(field)
+    if not quoted and (is_text or not text.lstrip().startswith(("{", "["))):
+        return text
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    if is_text and not isinstance(value, str) and (value is not None or field.is_required()):
+        return text
+    return value
+
+
+def _field(name: str, kind: type[Request]) -> FieldInfo | None:
+    for known, field in kind.model_fields.items():
+        alias = field.validation_alias
+        if name == known or (isinstance(alias, AliasChoices) and name in alias.choices):
+            return field
+    return None
+
+
+def _takes_text(field: FieldInfo) -> bool:
+    kind = field.annotation
+    members = get_args(kind) if get_origin(kind) in {Union, UnionType} else (kind,)
+    # A union's member may be annotated, as a picture's bytes are.
+    bare = [get_args(member)[0] if hasattr(member, "__metadata__") else member for member in members]
+    return any(member in {str, bytes} or get_origin(member) is Literal for member in bare)
+
+
+def _nested(items: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """``a[b]`` as an object's field, ``a[]`` as one more item of a list."""
+    tree: dict[str, Any] = {}
+    for name, value in items:
+        if not re.fullmatch(r"[^\[\]]+(\[[^\[\]]+\])*(\[\])?", name):
+            raise InvalidRequest(f"the form's field {name!r} has no name that is understood", param=name)
+        *parents, last = re.findall(r"[^\[\]]+|\[\]", name)
+        if last == "[]":
+            *parents, last = parents
+            values = _child(tree, parents, name).setdefault(last, [])
+            if not isinstance(values, list):
+                raise _twice(name)
+            values.append(value)
+            continue
+        child = _child(tree, parents, name)
+        if last in child:
+            raise _twice(name)
+        child[last] = value
+    return tree
+
+
+def _child(tree: dict[str, Any], parents: list[str], name: str) -> dict[str, Any]:
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+        if not isinstance(tree, dict):
+            raise _twice(name)
+    return tree
+
+
+def _twice(name: str) -> InvalidRequest:
+    field = name.split("[", maxsplit=1)[0]
+    return InvalidRequest(f"{field}: given twice", param=field)
+
+
+Received = TextToImage | JubakoError
+"""What a method is called with: the request, or why there is none."""
+
+
+@dataclass(frozen=True)
+class _Arguments:
+    """The arguments of a method, where BentoML looks for them."""
+
+    request: Received
+    model_fields: ClassVar[tuple[str, ...]] = ("request",)
+
+
+class _FlatBody(bentoml.IODescriptor):
+    """Reads the body with our reader: BentoML's own fetches addresses, and keeps files under their names."""
+
+    request: ClassVar[type[TextToImage]]
+    pictures: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Say in BentoML's documentation of the API which fields are files."""
+        super().__pydantic_init_subclass__(**kwargs)
+        cls.multipart_fields = list(cls.pictures)
+
+    @classmethod
+    async def from_http_request(cls, request: Body, serde: Any) -> Any:  # noqa: ARG003 # BentoML's signature
+        """The method's arguments. An error is one too: BentoML would answer 500 to what is raised here."""
+        try:
+            return _Arguments(await read_request(request, cls.request, quoted=True))
+        except JubakoError as error:
+            return _Arguments(error)
+
+    @classmethod
+    def model_json_schema(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The schema that BentoML's clients go by; ``file`` makes them send an upload."""
+        schema: dict[str, Any] = super().model_json_schema(*args, **kwargs)
+        if kwargs.get("mode") != "serialization":
+            for name in cls.pictures:
+                schema["properties"][name] |= {"type": "file", "format": "binary"}
+        return schema
+
+
+class TextToImageBody(TextToImage, _FlatBody):
+    """A prompt's fields."""
+
+    request: ClassVar = TextToImage
+
+
+class ImageToImageBody(ImageToImage, _FlatBody):
+    """A prompt's fields and a picture."""
+
+    request: ClassVar = ImageToImage
+    pictures: ClassVar = ("image",)
+
+
+class InpaintBody(Inpaint, _FlatBody):
+    """A prompt's fields, a picture and a mask."""
+
+    request: ClassVar = Inpaint
+    pictures: ClassVar = ("image", "mask")

@@ -1,0 +1,170 @@
+"""Whether pictures show what was asked: the pixel checker on the miniatures, through the engine."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from oracle import CATALOG, batched, wrapped
+from PIL import Image, ImageChops, ImageDraw
+
+from jubako.families.latent import LatentModel
+from jubako.miniatures.reader import Seen, read, shows
+from jubako.miniatures.world import PLACES, arrange, parse, render
+from jubako.pictures import composited, png
+from jubako.planning import plan
+from jubako.request import ImageToImage, Inpaint, TextToImage
+from jubako.weights.components import ComponentStore
+
+MINIATURES = ("tiny-sd", "tiny-sdxl", "tiny-sd3")
+every_miniature = pytest.mark.parametrize("model", MINIATURES)
+
+# What is drawn, where it stands first, where it shall stand.
+MOVES = (
+    ("large red circle", "left", "right", "blue"),
+    ("small yellow star", "top", "bottom", "black"),
+    ("large white square", "right", "left", "red"),
+    ("large orange triangle", "bottom", "top", "white"),
+    ("small green ring", "left", "top", "yellow"),
+    ("large purple star", "top", "right", "orange"),
+)
+NEIGHBOURS = (
+    ("a large red circle", "left of a large green square on a blue background"),
+    ("a large white star", "left of a small yellow ring on a black background"),
+    ("a small green square", "left of a large purple triangle on an orange background"),
+    ("a large blue ring", "left of a large red star on a white background"),
+)
+PAIRS = (
+    "a small red ring above a large white square on a black background",
+    "a large green star right of a small purple circle on a yellow background",
+    "a small orange triangle below a large blue ring on a white background",
+    "a large black square left of a large yellow star on a red background",
+)
+
+
+@cache
+def loaded(model: str) -> LatentModel:
+    entry = CATALOG.model(model)
+    store = ComponentStore(CATALOG.families[entry.family].models)
+    assembly = store.load(entry, Path("unused"), torch.device("cpu"), torch.float32)
+    return wrapped(assembly.pipeline, model)
+
+
+def pictures(requests: Sequence[TextToImage]) -> list[Image.Image]:
+    """The pictures of requests to one model, in order, all in one batcher."""
+    jobs = [plan(request, CATALOG) for request in requests]
+    model = loaded(jobs[0].model)
+    outcomes = batched({jobs[0].model: model}, jobs)
+    return [
+        composited(model.to_image(outcome.picture), job) for outcome, job in zip(outcomes, jobs, strict=True)
+    ]
+
+
+def drawn(caption: str) -> Image.Image:
+    return render(arrange(parse(caption), np.random.default_rng(1)))
+
+
+def place(seen: Seen) -> str:
+    return min(PLACES, key=lambda name: (PLACES[name][0] - seen.x) ** 2 + (PLACES[name][1] - seen.y) ** 2)
+
+
+@every_miniature
+def test_a_low_strength_keeps_the_layout_and_a_high_one_follows_the_prompt(model: str) -> None:
+    before = [f"a {what} on the {start} of a {ground} background" for what, start, _, ground in MOVES]
+    after = [f"a {what} on the {goal} of a {ground} background" for what, _, goal, ground in MOVES]
+
+    def moved(strength: float) -> list[Image.Image]:
+        return pictures(
+            [
+                ImageToImage(model=model, prompt=new, image=png(drawn(old)), strength=strength, seed=number)
+                for number, (old, new) in enumerate(zip(before, after, strict=True))
+            ]
+        )
+
+    weak = [read(picture) for picture in moved(0.3)]
+    kept = [
+        len(reading.objects) == 1 and place(reading.objects[0]) == start
+        for reading, (_, start, _, _) in zip(weak, MOVES, strict=True)
+    ]
+    followed = [shows(picture, caption).ok for picture, caption in zip(moved(0.9), after, strict=True)]
+    assert sum(kept) >= 4, f"kept at 0.3: {kept}"
+    assert sum(followed) >= 5, f"followed at 0.9: {followed}"
+
+
+@every_miniature
+def test_inpainting_adds_what_was_asked_and_leaves_the_rest_alone(model: str) -> None:
+    mask = Image.new("L", (64, 64), 0)
+    ImageDraw.Draw(mask).rectangle((34, 0, 63, 63), 255)
+    starts = [
+        drawn(f"{one} on the left of {second[second.index(' on ') + 4 :]}") for one, second in NEIGHBOURS
+    ]
+    wanted = [f"{one} {second}" for one, second in NEIGHBOURS]
+    finished = pictures(
+        [
+            Inpaint(model=model, prompt=caption, image=png(start), mask=png(mask), strength=0.95, seed=number)
+            for number, (caption, start) in enumerate(zip(wanted, starts, strict=True))
+        ]
+    )
+    outside = np.asarray(mask) == 0
+    for picture, start in zip(finished, starts, strict=True):
+        changed = np.asarray(ImageChops.difference(picture, start))
+        assert changed[outside].max() <= 2
+        assert changed[~outside].max() > 50
+    shown = [shows(picture, caption).ok for picture, caption in zip(finished, wanted, strict=True)]
+    assert sum(shown) >= 3, shown
+
+
+@every_miniature
+def test_higher_guidance_raises_adherence(model: str) -> None:
+    def right(guidance_scale: float) -> int:
+        captions = PAIRS * 3
+        asked = [
+            TextToImage(
+                model=model, prompt=caption, guidance_scale=guidance_scale, seed=n, num_inference_steps=12
+            )
+            for n, caption in enumerate(captions)
+        ]
+        return sum(shows(p, caption).ok for p, caption in zip(pictures(asked), captions, strict=True))
+
+    assert right(3.0) >= right(1.0)
+    assert right(3.0) >= 9
+
+
+@every_miniature
+def test_a_negative_prompt_lowers_the_rate_of_its_colour(model: str) -> None:
+    def backgrounds(negative_prompt: str | None) -> Counter[str]:
+        asked = [
+            TextToImage(
+                model=model,
+                prompt="a large red circle on the left",
+                negative_prompt=negative_prompt,
+                guidance_scale=3,
+                seed=seed,
+                num_inference_steps=12,
+            )
+            for seed in range(12)
+        ]
+        return Counter(read(picture).background for picture in pictures(asked))
+
+    free = backgrounds(None)
+    colour, often = free.most_common(1)[0]
+    assert often >= 2, f"no background comes twice: {free}"
+    assert backgrounds(f"a {colour} background")[colour] < often
+
+
+def test_lightning_s_four_steps_show_what_was_asked() -> None:
+    captions = [
+        *PAIRS,
+        *(f"a {what} on the {goal} of a {ground} background" for what, _, goal, ground in MOVES),
+    ]
+    asked = [
+        TextToImage(model="tiny-sdxl-lightning", prompt=caption, seed=seed)
+        for seed, caption in enumerate(captions)
+    ]
+    shown = [shows(picture, caption).ok for picture, caption in zip(pictures(asked), captions, strict=True)]
+    assert sum(shown) >= 8, shown
