@@ -3,36 +3,66 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-__all__ = ["ARCHITECTURES", "random_pipeline"]
+__all__ = ["ARCHITECTURES", "Architecture", "random_pipeline"]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The model of the catalog whose it is, its pipeline's class and what makes its components."""
+
+    model: str
+    pipeline: str
+    components: Callable[[], dict[str, Any]]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    on_cpu: bool = True
+
+
+def _text_config(words: Any, width: int, layers: int, heads: int, **options: Any) -> Any:
+    """CLIP's text model: the real vocabulary is a download, but any words' ids lie within the real table."""
+    from transformers import CLIPTextConfig
+
+    return CLIPTextConfig(
+        vocab_size=49408,
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        projection_dim=width,
+        bos_token_id=words.bos_token_id,
+        eos_token_id=words.eos_token_id,
+        pad_token_id=words.pad_token_id,
+        **options,
+    )
+
+
+def _autoencoder(**options: Any) -> Any:
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        block_out_channels=(128, 256, 512, 512),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=2,
+        **options,
+    )
 
 
 def _sd15() -> dict[str, Any]:
     """Stable Diffusion 1.5: the configs of its repository, 860 M parameters in the UNet."""
-    from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
+    from diffusers import PNDMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextModel
 
     from jubako.miniatures.tokenizer import new_tokenizer
 
-    # The real vocabulary is a download; any words do for time, and their ids lie within the real table.
     words = new_tokenizer()
-    text_encoder = CLIPTextConfig(
-        vocab_size=49408,
-        hidden_size=768,
-        intermediate_size=3072,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-        projection_dim=768,
-        bos_token_id=words.bos_token_id,
-        eos_token_id=words.eos_token_id,
-        pad_token_id=words.pad_token_id,
-    )
     return {
         "tokenizer": words,
-        "text_encoder": CLIPTextModel(text_encoder),
+        "text_encoder": CLIPTextModel(_text_config(words, 768, 12, 12)),
         "unet": UNet2DConditionModel(
             sample_size=64,
             block_out_channels=(320, 640, 1280, 1280),
@@ -40,14 +70,7 @@ def _sd15() -> dict[str, Any]:
             cross_attention_dim=768,
             attention_head_dim=8,
         ),
-        "vae": AutoencoderKL(
-            block_out_channels=(128, 256, 512, 512),
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            layers_per_block=2,
-            latent_channels=4,
-            sample_size=512,
-        ),
+        "vae": _autoencoder(latent_channels=4, sample_size=512),
         "scheduler": PNDMScheduler(
             beta_start=0.00085,
             beta_end=0.012,
@@ -56,6 +79,86 @@ def _sd15() -> dict[str, Any]:
             steps_offset=1,
             set_alpha_to_one=False,
         ),
+    }
+
+
+def _sdxl() -> dict[str, Any]:
+    """Stable Diffusion XL: the configs of its repository, 2.57 B parameters in the UNet."""
+    from diffusers import EulerDiscreteScheduler, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    from jubako.miniatures.tokenizer import new_tokenizer
+
+    words = new_tokenizer()
+    return {
+        "tokenizer": words,
+        "tokenizer_2": words,
+        "text_encoder": CLIPTextModel(_text_config(words, 768, 12, 12)),
+        "text_encoder_2": CLIPTextModelWithProjection(_text_config(words, 1280, 32, 20, hidden_act="gelu")),
+        "unet": UNet2DConditionModel(
+            sample_size=128,
+            block_out_channels=(320, 640, 1280),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=(1, 2, 10),
+            layers_per_block=2,
+            cross_attention_dim=2048,
+            attention_head_dim=(5, 10, 20),
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=256,
+            projection_class_embeddings_input_dim=2816,
+        ),
+        "vae": _autoencoder(latent_channels=4, sample_size=1024, scaling_factor=0.13025),
+        "scheduler": EulerDiscreteScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            steps_offset=1,
+            timestep_spacing="leading",
+        ),
+    }
+
+
+def _sd35_medium() -> dict[str, Any]:
+    """Stable Diffusion 3.5 Medium without its T5, which runs once a prompt: 2.5 B in the transformer."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+    from transformers import CLIPTextModelWithProjection
+
+    from jubako.miniatures.tokenizer import new_tokenizer
+
+    words = new_tokenizer()
+    return {
+        "tokenizer": words,
+        "tokenizer_2": words,
+        "tokenizer_3": None,
+        "text_encoder": CLIPTextModelWithProjection(_text_config(words, 768, 12, 12)),
+        "text_encoder_2": CLIPTextModelWithProjection(_text_config(words, 1280, 32, 20, hidden_act="gelu")),
+        "text_encoder_3": None,
+        "transformer": SD3Transformer2DModel(
+            sample_size=128,
+            patch_size=2,
+            in_channels=16,
+            out_channels=16,
+            num_layers=24,
+            attention_head_dim=64,
+            num_attention_heads=24,
+            joint_attention_dim=4096,
+            caption_projection_dim=1536,
+            pooled_projection_dim=2048,
+            pos_embed_max_size=384,
+            dual_attention_layers=tuple(range(13)),
+            qk_norm="rms_norm",
+        ),
+        "vae": _autoencoder(
+            latent_channels=16,
+            sample_size=1024,
+            scaling_factor=1.5305,
+            shift_factor=0.0609,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+        ),
+        "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0),
     }
 
 
@@ -77,25 +180,32 @@ def _tiny() -> dict[str, Any]:
     }
 
 
-ARCHITECTURES: Mapping[str, Callable[[], dict[str, Any]]] = {"sd1.5": _sd15, "tiny": _tiny}
+_NO_CHECKER = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+
+ARCHITECTURES: Mapping[str, Architecture] = {
+    "sd1.5": Architecture("sd1.5", "StableDiffusionPipeline", _sd15, _NO_CHECKER),
+    "sdxl": Architecture(
+        "sdxl", "StableDiffusionXLPipeline", _sdxl, {"add_watermarker": False}, on_cpu=False
+    ),
+    "sd3.5-medium": Architecture("sd3.5-medium", "StableDiffusion3Pipeline", _sd35_medium, on_cpu=False),
+    "tiny": Architecture("tiny-sd", "StableDiffusionPipeline", _tiny, _NO_CHECKER),
+}
 
 
-def random_pipeline(architecture: str, device: torch.device, dtype: torch.dtype, seed: int) -> Any:
-    """A StableDiffusionPipeline of this architecture with seeded random weights, made on the device."""
+def random_pipeline(architecture: Architecture, device: torch.device, dtype: torch.dtype, seed: int) -> Any:
+    """A diffusers pipeline of this architecture with seeded random weights, made on the device."""
+    import diffusers
     from accelerate import init_empty_weights  # type: ignore[import-untyped] # it has no types
-    from diffusers import StableDiffusionPipeline
 
-    # PyTorch's own initialization of 860 M parameters takes longer than the benchmark's first figures.
+    # PyTorch's own initialization of billions of parameters takes longer than the benchmark's first figures.
     with init_empty_weights(include_buffers=False):
-        components = ARCHITECTURES[architecture]()
+        components = architecture.components()
     generator = torch.Generator(device).manual_seed(seed)
     for component in components.values():
         if isinstance(component, torch.nn.Module):
             _fill(component, device, dtype, generator)
             component.eval()
-    pipeline = StableDiffusionPipeline(
-        **components, safety_checker=None, feature_extractor=None, requires_safety_checker=False
-    )
+    pipeline = getattr(diffusers, architecture.pipeline)(**components, **architecture.options)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
 

@@ -15,15 +15,17 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from queue import SimpleQueue
 from time import perf_counter
 from typing import Any
 
 import torch
 
-from benchmarks.architectures import ARCHITECTURES, random_pipeline
+from benchmarks.architectures import ARCHITECTURES, Architecture, random_pipeline
 from benchmarks.report import Report, integers, spread
 from benchmarks.traffic import Mix, Traffic
+from jubako.catalog import Model, load_catalog
 from jubako.job import Job
 
 __all__ = ["main"]
@@ -36,7 +38,14 @@ def main(arguments: Sequence[str]) -> None:
     options = _options(arguments)
     torch.set_num_threads(options.threads)
     report = Report("engine", vars(options))
-    _measure(options, report)
+    on_cpu = torch.device(options.device).type == "cpu"
+    measured = {}
+    for name in options.architectures:
+        if on_cpu and not ARCHITECTURES[name].on_cpu:
+            report.say(f"{name}: skipped, it needs a GPU (--device cuda)")
+        else:
+            measured[name] = _measure(name, options, report)
+    report.add(architectures=measured)
     report.finish(save=options.save)
 
 
@@ -46,12 +55,18 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--architecture", choices=ARCHITECTURES, default="sd1.5")
+    parser.add_argument(
+        "--architecture",
+        dest="architectures",
+        action="append",
+        choices=ARCHITECTURES,
+        help="may be given several times; default sd1.5, sdxl and sd3.5-medium",
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=DTYPES, help="default float32 on a CPU, else float16")
-    parser.add_argument("--size", type=int, help="side in pixels; default 128 on a CPU, else 512")
+    parser.add_argument("--size", type=int, help="side in pixels; default 128 on a CPU, else the model's own")
     parser.add_argument("--steps", type=int, help="default 4 on a CPU, else 20")
-    parser.add_argument("--scheduler", default="DDIM")
+    parser.add_argument("--scheduler", default="Euler")
     parser.add_argument("--guidance", type=float, default=7.5, help="above 1 a picture has two rows")
     parser.add_argument("--batches", type=integers, default=(1, 2, 4, 8), help="default 1,2,4,8")
     parser.add_argument("--repeats", type=int, help="runs of each; default 1 on a CPU, else 3")
@@ -60,9 +75,10 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/DATE-engine.json too")
     options = parser.parse_args(arguments)
     on_cpu = torch.device(options.device).type == "cpu"
-    defaults = {"dtype": "float32", "size": 128, "steps": 4, "repeats": 1}
+    defaults: dict[str, Any] = {"dtype": "float32", "size": 128, "steps": 4, "repeats": 1}
     if not on_cpu:
-        defaults = {"dtype": "float16", "size": 512, "steps": 20, "repeats": 3}
+        defaults = {"dtype": "float16", "steps": 20, "repeats": 3}
+    defaults["architectures"] = ["sd1.5", "sdxl", "sd3.5-medium"]
     vars(options).update({name: value for name, value in defaults.items() if vars(options)[name] is None})
     return options
 
@@ -78,11 +94,9 @@ class _Run:
     latents: Mapping[int, torch.Tensor]
 
 
-def _measure(options: argparse.Namespace, report: Report) -> None:
-    bench = _Bench(options)
-    report.say(
-        f"{options.architecture}: {bench.parameters / 1e6:.1f} M parameters in the UNet, {options.dtype}"
-    )
+def _measure(name: str, options: argparse.Namespace, report: Report) -> dict[str, Any]:
+    bench = _Bench(ARCHITECTURES[name], options)
+    report.say(f"\n{name}: {bench.parameters / 1e6:.1f} M parameters in the denoiser, {options.dtype}")
     report.say(f"weights drawn in {bench.made_seconds:.1f} s, warmed up in {bench.warm_up():.1f} s")
     ways: dict[tuple[str, int], Callable[[], _Run]] = {("stock, one at a time", 1): bench.one_at_a_time}
     for size in options.batches:
@@ -105,7 +119,7 @@ def _measure(options: argparse.Namespace, report: Report) -> None:
             f" {row['largest_relative_difference']:10.1e}"
         )
     report.say("\nrows: of a forward, on average. difference: of latents to the stock pipeline's, relative")
-    report.add(parameters=bench.parameters, results=rows, ratios=_ratios(rows))
+    return {"parameters": bench.parameters, "results": rows, "ratios": _ratios(rows)}
 
 
 def _figures(
@@ -149,22 +163,24 @@ def _ratios(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 class _Bench:
     """The pipeline, the same pipeline taken apart for the step batcher, and the jobs that both do."""
 
-    def __init__(self, options: argparse.Namespace) -> None:
-        from jubako.engine.samples import make_scheduler
-        from jubako.families.sd import StableDiffusion
+    def __init__(self, architecture: Architecture, options: argparse.Namespace) -> None:
+        from jubako.engine.schedule import make_scheduler
 
         began = perf_counter()
         self._device = torch.device(options.device)
         dtype = DTYPES[options.dtype]
-        self._pipeline = random_pipeline(options.architecture, self._device, dtype, options.seed)
-        self._pipeline.scheduler = make_scheduler(self._pipeline.scheduler.config, options.scheduler)
-        self._model = StableDiffusion(self._pipeline, 2 * max(options.batches))
+        entry = load_catalog().model(architecture.model)
+        entry = entry.model_copy(update={"max_rows": 2 * max(options.batches)})
+        self._pipeline = random_pipeline(architecture, self._device, dtype, options.seed)
+        config = self._pipeline.scheduler.config
+        self._pipeline.scheduler = make_scheduler(config, options.scheduler, entry.flow)
+        self._model = import_module(f"jubako.families.{entry.family}").wrap(self._pipeline, entry)
         # A GPU tunes its kernels for each shape; a CPU has little to gain from more than one.
         self._sizes_to_tune = (1,) if self._device.type == "cpu" else options.batches
-        self._jobs = _jobs(options, 2 * max(options.batches))
+        self._jobs = _jobs(entry, options, 2 * max(options.batches))
         self._synchronize()
         self.made_seconds = perf_counter() - began
-        self.parameters = sum(parameter.numel() for parameter in self._pipeline.unet.parameters())
+        self.parameters = sum(parameter.numel() for parameter in self._model.denoiser.parameters())
 
     def warm_up(self) -> float:
         """Run what allocates, tunes and caches once; the seconds that it took."""
@@ -273,15 +289,15 @@ def _staggered(model: Any, batcher: Any, jobs: Sequence[Job], size: int) -> dict
     return latents
 
 
-def _jobs(options: argparse.Namespace, count: int) -> list[Job]:
+def _jobs(entry: Model, options: argparse.Namespace, count: int) -> list[Job]:
     """Jobs that differ in prompt and seed only."""
-    mix = Mix((options.steps,), (options.guidance,), (options.size,))
+    mix = Mix((options.steps,), (options.guidance,), (options.size or entry.defaults.width,))
     return [
         Job(
             id=str(index),
             task="txt2img",
-            family="sd",
-            model=options.architecture,
+            family=entry.family,
+            model=entry.name,
             negative_prompt="",
             scheduler=options.scheduler,
             output_format="png",

@@ -13,6 +13,8 @@ from typing import Any
 
 from benchmarks.report import Report, integers
 from jubako.catalog import load_catalog
+from jubako.planning import plan
+from jubako.request import TextToImage
 from jubako.settings import load_settings
 
 __all__ = ["main"]
@@ -67,23 +69,32 @@ def _side(side: int, options: argparse.Namespace, report: Report) -> dict[str, A
 def _model(name: str) -> Any:
     from importlib import import_module
 
+    from jubako.weights.components import ComponentStore
     from jubako.weights.standard import resolve_device, resolve_dtype
-    from jubako.weights.store import require_weights
 
     settings = load_settings()
-    model = load_catalog(settings.catalog).model(name)
+    catalog = load_catalog(settings.catalog)
+    model = catalog.model(name)
     device = resolve_device(settings.device)
-    family = import_module(f"jubako.families.{model.family}")
     dtype = resolve_dtype(settings.dtype, model, device)
-    return family.load(require_weights(settings.home, model), model, device, dtype)
+    store = ComponentStore(catalog.families[model.family].models)
+    pipeline = store.load(model, settings.home, device, dtype).pipeline
+    return import_module(f"jubako.families.{model.family}").wrap(pipeline, model)
 
 
 def _inputs(model: Any, side: int, rows: int) -> tuple[Any, Any, dict[str, Any]]:
     import torch
 
-    embeds = model.encode("a small red star on the left of a blue background").expand(rows, -1, -1)
+    words = TextToImage(
+        prompt="a small red star on the left of a blue background", model=model.model.name, guidance_scale=1
+    )
+    job = plan(words, load_catalog(load_settings().catalog))
+    conditioning = {
+        name: values.expand(rows, *values.shape[1:]).contiguous()
+        for name, values in model.conditioning(job).items()
+    }
     latent = side // model.pipeline.vae_scale_factor
-    shape = (rows, model.pipeline.unet.config.in_channels, latent, latent)
+    shape = (rows, model.denoiser.config.in_channels, latent, latent)
     latents = torch.randn(shape, generator=torch.Generator().manual_seed(1))
-    timesteps = torch.linspace(999, 1, rows).to(embeds.device)
-    return latents.to(embeds), timesteps, {"encoder_hidden_states": embeds.contiguous()}
+    embeds = next(iter(conditioning.values()))
+    return latents.to(embeds), torch.linspace(999, 1, rows).to(embeds.device), conditioning

@@ -165,7 +165,7 @@ async def _one_at_a_time(model: str, threads: int) -> AsyncIterator[Answer]:
 def _stock_pipeline(model: Model, threads: int) -> Any:
     import torch
 
-    from jubako.engine.samples import make_scheduler
+    from jubako.engine.schedule import make_scheduler
     from jubako.weights.standard import load_pipeline, resolve_device, resolve_dtype
     from jubako.weights.store import require_weights
 

@@ -90,6 +90,7 @@ def _ratios(result: Result) -> str:
 def _engine(result: Result) -> str:
     rows = [
         (
+            architecture,
             row["way"],
             str(row["batch"]),
             _number(row["seconds_per_picture"]["median"]),
@@ -98,9 +99,19 @@ def _engine(result: Result) -> str:
             _number(row["rows_per_forward"]),
             f"{row['largest_relative_difference']:.0e}",
         )
-        for row in result["results"]
+        for architecture, measured in result["architectures"].items()
+        for row in measured["results"]
     ]
-    heads = ("", "at once", "s/picture", "forwards/s", "rows/s", "rows a forward", "difference of latents")
+    heads = (
+        "",
+        "",
+        "at once",
+        "s/picture",
+        "forwards/s",
+        "rows/s",
+        "rows a forward",
+        "difference of latents",
+    )
     return f"{_when(result)}\n\n" + _table(heads, rows)
 
 
