@@ -164,15 +164,15 @@ def test_the_readme_s_shell_commands_do_what_it_says(served: str, tmp_path: Path
         for command in block.replace("\\\n", " ").strip().splitlines()
         if not command.startswith(("git clone", "scripts/serve", ".venv/bin/bentoml build"))
     ]
-    assert len(commands) == 3
+    assert len(commands) == 4
     for command in commands:
         words = shlex.split(command.replace("http://127.0.0.1:3000", served))
-        if words[:2] == [".venv/bin/jubako", "generate"]:
+        if words[:2] in ([".venv/bin/jubako", "generate"], [".venv/bin/jubako", "compare"]):
             words += ["--url", served]
         words[0] = str(ROOT / words[0]) if words[0].startswith(".venv") else words[0]
-        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["circle.png", "star.png"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["circle.png", "sheet.png", "star.png"]
     for name in ("circle.png", "star.png"):
         with Image.open(tmp_path / name) as image:
             assert image.size == (64, 64)
@@ -192,5 +192,5 @@ def test_the_readme_s_python_examples_run(served: str, tmp_path: Path) -> None:
             check=False,
         )
         assert done.returncode == 0, done.stderr
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["ring-7.png", "ring-8.png"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["moved.png", "ring-7.png", "ring-8.png"]
     assert "Seed: 7" in done.stdout
