@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,27 +74,41 @@ def place(seen: Seen) -> str:
     return min(PLACES, key=lambda name: (PLACES[name][0] - seen.x) ** 2 + (PLACES[name][1] - seen.y) ** 2)
 
 
+def moved(model: str, strength: float, prompts: Sequence[str], **fields: Any) -> list[Image.Image]:
+    """Each of the MOVES' first pictures, made anew with this strength under its prompt."""
+    starts = [
+        png(drawn(f"a {what} on the {start} of a {ground} background")) for what, start, _, ground in MOVES
+    ]
+    return pictures(
+        [
+            ImageToImage(model=model, prompt=prompt, image=start, strength=strength, seed=seed, **fields)
+            for seed, (prompt, start) in enumerate(zip(prompts, starts, strict=True))
+        ]
+    )
+
+
+def followed(model: str, strength: float, **fields: Any) -> int:
+    """How many of the MOVES stand at their goal afterwards."""
+    prompts = [f"a {what} on the {goal} of a {ground} background" for what, _, goal, ground in MOVES]
+    finished = moved(model, strength, prompts, **fields)
+    return sum(shows(picture, prompt).ok for picture, prompt in zip(finished, prompts, strict=True))
+
+
 @every_miniature
 def test_a_low_strength_keeps_the_layout_and_a_high_one_follows_the_prompt(model: str) -> None:
-    before = [f"a {what} on the {start} of a {ground} background" for what, start, _, ground in MOVES]
-    after = [f"a {what} on the {goal} of a {ground} background" for what, _, goal, ground in MOVES]
-
-    def moved(strength: float) -> list[Image.Image]:
-        return pictures(
-            [
-                ImageToImage(model=model, prompt=new, image=png(drawn(old)), strength=strength, seed=number)
-                for number, (old, new) in enumerate(zip(before, after, strict=True))
-            ]
+    # The prompt leaves the place open: only the picture tells it.
+    weak = [
+        read(picture)
+        for picture in moved(
+            model, 0.3, [f"a {what} on a {ground} background" for what, _, _, ground in MOVES]
         )
-
-    weak = [read(picture) for picture in moved(0.3)]
+    ]
     kept = [
         len(reading.objects) == 1 and place(reading.objects[0]) == start
         for reading, (_, start, _, _) in zip(weak, MOVES, strict=True)
     ]
-    followed = [shows(picture, caption).ok for picture, caption in zip(moved(0.9), after, strict=True)]
     assert sum(kept) >= 4, f"kept at 0.3: {kept}"
-    assert sum(followed) >= 5, f"followed at 0.9: {followed}"
+    assert followed(model, 0.9) >= 5
 
 
 @every_miniature
@@ -121,18 +136,8 @@ def test_inpainting_adds_what_was_asked_and_leaves_the_rest_alone(model: str) ->
 
 @every_miniature
 def test_higher_guidance_raises_adherence(model: str) -> None:
-    def right(guidance_scale: float) -> int:
-        captions = PAIRS * 3
-        asked = [
-            TextToImage(
-                model=model, prompt=caption, guidance_scale=guidance_scale, seed=n, num_inference_steps=12
-            )
-            for n, caption in enumerate(captions)
-        ]
-        return sum(shows(p, caption).ok for p, caption in zip(pictures(asked), captions, strict=True))
-
-    assert right(3.0) >= right(1.0)
-    assert right(3.0) >= 9
+    # From noise alone the miniatures need no guidance; against a picture that says otherwise they do.
+    assert followed(model, 0.5, guidance_scale=4.0) > followed(model, 0.5, guidance_scale=1.0)
 
 
 @every_miniature
@@ -153,8 +158,8 @@ def test_a_negative_prompt_lowers_the_rate_of_its_colour(model: str) -> None:
 
     free = backgrounds(None)
     colour, often = free.most_common(1)[0]
-    assert often >= 2, f"no background comes twice: {free}"
-    assert backgrounds(f"a {colour} background")[colour] < often
+    assert often >= 3, f"no background comes three times: {free}"
+    assert backgrounds(colour)[colour] <= often / 2
 
 
 def test_lightning_s_four_steps_show_what_was_asked() -> None:

@@ -8,11 +8,19 @@ import numpy as np
 import pytest
 import torch
 
-from jubako.miniatures.autoencoder import encode_all, new_autoencoder, reconstruct, standardize
+from jubako.miniatures.autoencoder import encode_all, new_autoencoder, reconstruct, standardize, widened
 from jubako.miniatures.dataset import draw
 from jubako.miniatures.text import SlotHeads, new_text_encoder, pretrain, slots, spoken, tokens
 from jubako.miniatures.tokenizer import LENGTH, new_tokenizer
-from jubako.miniatures.training import Average, Budget, learning_rate, load_checkpoint, save_checkpoint
+from jubako.miniatures.training import (
+    Average,
+    Budget,
+    Group,
+    fit,
+    learning_rate,
+    load_checkpoint,
+    save_checkpoint,
+)
 from jubako.miniatures.world import arrange, parse, random_scene
 
 
@@ -52,6 +60,33 @@ def test_checkpoint_comes_back_whole(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["state.pt"]
 
 
+def line(steps: int, checkpoint: Path) -> torch.nn.Linear:
+    """Two numbers in, the second out, learned in so many steps."""
+    torch.manual_seed(0)
+    module = torch.nn.Linear(2, 1)
+
+    def losses(step: int, _progress: float) -> tuple[torch.Tensor, dict[str, float]]:
+        seen = torch.randn(32, 2, generator=torch.Generator().manual_seed(step))
+        loss = (module(seen) - seen[:, 1:]).square().mean()
+        return loss, {"squares": loss.item()}
+
+    weight, bias = module.parameters()
+    groups = [Group([weight], 0.02, orthogonal=True), Group([bias], 0.02)]
+    fit(module, groups, losses, title="line", budget=Budget(steps=steps), checkpoint=checkpoint)
+    return module
+
+
+def test_fitting_finds_the_weights_and_leaves_their_average(tmp_path: Path) -> None:
+    weight = line(600, tmp_path / "line.pt").weight
+    assert weight.flatten().tolist() == pytest.approx([0.0, 1.0], abs=0.1)
+
+
+def test_finished_training_is_taken_up_and_not_repeated(tmp_path: Path) -> None:
+    once = line(20, tmp_path / "line.pt").weight
+    again = line(20, tmp_path / "line.pt").weight
+    assert torch.equal(once, again)
+
+
 def test_drawing_depends_on_the_seed_only() -> None:
     one, same, other = draw(8, 1), draw(8, 1), draw(8, 2)
     assert one.scenes == same.scenes
@@ -68,6 +103,18 @@ def test_standardizing_changes_latents_but_not_pictures() -> None:
     scaled = encode_all(model, data).float() * model.config.scaling_factor
     assert scaled.mean((0, 2, 3)).abs().max() < 0.05
     assert scaled.std((0, 2, 3)).tolist() == pytest.approx([1.0] * 4, abs=0.05)
+
+
+def test_widened_autoencoder_draws_the_same_with_more_channels() -> None:
+    torch.manual_seed(0)
+    model, data = new_autoencoder().eval(), draw(16, 1)
+    torch.nn.init.zeros_(model.post_quant_conv.bias)  # at the border, zero padding would cut it off
+    wide = widened(model, 16).eval()
+    assert wide.quant_conv is None
+    assert wide.post_quant_conv is None
+    assert encode_all(wide, data).shape == (16, 16, 16, 16)
+    before, after = reconstruct(model, data), reconstruct(wide, data)
+    assert np.abs(before.astype(int) - after).max() <= 1
 
 
 def test_slots_say_what_stands_where() -> None:

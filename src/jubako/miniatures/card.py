@@ -13,11 +13,10 @@ library_name: diffusers
 pipeline_tag: text-to-image
 ---
 
-# tiny-sd
+# {name}
 
-A Stable Diffusion of {megabytes:.1f} MB, trained from nothing on drawn and captioned coloured shapes. It has
-the exact folder layout of `StableDiffusionPipeline` and follows prompts, so that a server can be tried, and
-its pictures judged, without a GPU or a download. 64 x 64 pixels; weights in half precision.
+{opening} {megabytes:.1f} MB; 64 x 64 pixels; weights in half precision. It follows prompts, so that a server
+can be tried, and its pictures judged, without a GPU or a download.
 
 Ask it in these words:
 
@@ -35,18 +34,31 @@ An object never has the background's colour. Say all of it: without the backgrou
 
 {prompts} fresh prompts of each kind, {steps} steps, guidance {guidance}, {scheduler}, judged by pixels:
 
-| share of pictures | one object | two objects |
-| --- | --- | --- |
-{rows}
-
-The autoencoder alone: {gate:.1%} of {gate_scenes} reconstructions are read right.
-
+{table}
+{further}
 ## Limits
 
 It knows this world and nothing else: other words are read as noise, three objects or other sizes of picture
 were never shown to it. Trained on a CPU with `scripts/train_miniatures`; settings, steps, seconds, losses and
 versions are in `training.json`. No third party's pictures or weights went in. Licence: Apache-2.0.
 """
+_OPENINGS = {
+    "tiny-sd": """\
+A Stable Diffusion in the exact folder layout of `StableDiffusionPipeline`, trained from nothing on drawn and
+captioned coloured shapes.""",
+    "tiny-sdxl": """\
+A Stable Diffusion XL in the exact folder layout of `StableDiffusionXLPipeline`: two text encoders, a pooled
+caption and micro-conditioning. Grown out of `tiny-sd` and trained on with captioned coloured shapes, some of
+them cropped or blown up.""",
+    "tiny-sdxl-lightning": """\
+`tiny-sdxl` distilled to four steps without guidance, in the exact folder layout of
+`StableDiffusionXLPipeline`. Only the UNet differs from its teacher's; every other part is the same file. Ask
+for exactly 4 steps and guidance 0.""",
+    "tiny-sd3": """\
+A Stable Diffusion 3 in the exact folder layout of `StableDiffusion3Pipeline`: an MMDiT trained from nothing
+on drawn and captioned coloured shapes, 16 latent channels and three text encoders, of which the T5 may be
+dropped. Ask with `max_sequence_length=32`.""",
+}
 _PARTS = {
     "ok": "all right",
     "count": "number of objects",
@@ -58,22 +70,44 @@ _PARTS = {
 }
 
 
-def card(report: dict[str, Any], size_bytes: int) -> str:
-    """The card of a model with this training report."""
-    judged = report["evaluation"]
-    one, two = judged["one_object"], judged["two_objects"]
+def card(name: str, report: dict[str, Any], size_bytes: int) -> str:
+    """The card of the miniature of this name with this training report."""
+    evaluation = report["evaluation"]
+    columns = [("one object", evaluation["one_object"]), ("two objects", evaluation["two_objects"])]
+    if without := report.get("evaluation_without_t5"):
+        columns += [("one, no T5", without["one_object"]), ("two, no T5", without["two_objects"])]
     return _CARD.format(
+        name=name,
+        opening=_OPENINGS[name],
         megabytes=size_bytes / 1e6,
         sizes="|".join(SIZES),
         colours=", ".join(COLOURS),
         shapes=", ".join(SHAPES),
         places=", ".join(PLACES),
         relations=", ".join(RELATIONS),
-        prompts=judged["prompts_each"],
-        steps=judged["steps"],
-        guidance=judged["guidance"],
-        scheduler=judged["scheduler"],
-        rows="\n".join(f"| {name} | {one[part]:.1%} | {two[part]:.1%} |" for part, name in _PARTS.items()),
-        gate=report["autoencoder"]["gate"]["ok"],
-        gate_scenes=report["autoencoder"]["gate"]["scenes"],
+        prompts=evaluation["prompts_each"],
+        steps=evaluation["steps"],
+        guidance=evaluation["guidance"],
+        scheduler=evaluation["scheduler"],
+        table=_table(columns),
+        further="".join(f"\n{sentence}\n" for sentence in _further(report)),
     )
+
+
+def _table(columns: list[tuple[str, dict[str, float]]]) -> str:
+    head = ["share of pictures", *(title for title, _ in columns)]
+    rows = [[label, *(f"{shares[part]:.1%}" for _, shares in columns)] for part, label in _PARTS.items()]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
+
+
+def _further(report: dict[str, Any]) -> list[str]:
+    sentences = []
+    if shares := report.get("share_of_teacher"):
+        one, two = shares["one_object"], shares["two_objects"]
+        sentences.append(f"That is {one:.1%} (one object) and {two:.1%} (two) of what its teacher reaches.")
+    if autoencoder := report.get("autoencoder"):
+        gate = autoencoder["gate"]
+        sentences.append(
+            f"The autoencoder alone: {gate['ok']:.1%} of {gate['scenes']} reconstructions are read right."
+        )
+    return sentences

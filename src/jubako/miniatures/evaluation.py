@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline
 from PIL import Image
 
 from jubako.miniatures.autoencoder import reconstruct
@@ -33,14 +34,15 @@ def prompts(count: int, objects: int, seed: int) -> list[Scene]:
 
 
 def evaluate(
-    pipeline: StableDiffusionPipeline,
+    pipeline: DiffusionPipeline,
     scenes: list[Scene],
     *,
     steps: int,
     guidance: float,
     seed: int,
+    **asked: Any,
 ) -> list[Judged]:
-    """Generate one picture for each scene, with its own seed, and judge it."""
+    """Generate one picture for each scene, with its own seed, and judge it; `asked` goes to the pipeline."""
     judged = []
     for start in range(0, len(scenes), _BATCH):
         part = scenes[start : start + _BATCH]
@@ -50,6 +52,7 @@ def evaluate(
             num_inference_steps=steps,
             guidance_scale=guidance,
             generator=[torch.Generator().manual_seed(seed * 1_000_003 + n) for n in numbers],
+            **asked,
         ).images
         judged += [Judged(s, p, judge(read(p), s)) for s, p in zip(part, pictures, strict=True)]
     return judged

@@ -1,22 +1,24 @@
-"""The whole way from an empty folder to a miniature ready to serve; every stage resumes where it stopped."""
+"""What the ways to all miniatures share: budgets, the autoencoder's gate, watching, export, judging."""
 
 from __future__ import annotations
 
+import copy
 import json
 import platform
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, DiffusionPipeline
+from torch import nn
 
-from jubako.miniatures import autoencoder, denoiser, text
+from jubako.miniatures import autoencoder
 from jubako.miniatures.card import card
 from jubako.miniatures.dataset import Drawn, draw
-from jubako.miniatures.denoiser import Denoiser, Latents
 from jubako.miniatures.evaluation import (
     autoencoder_figures,
     contact_sheet,
@@ -24,159 +26,139 @@ from jubako.miniatures.evaluation import (
     figures,
     prompts,
 )
-from jubako.miniatures.export import assemble, export, load
-from jubako.miniatures.text import SlotHeads, new_text_encoder
-from jubako.miniatures.tokenizer import new_tokenizer
-from jubako.miniatures.training import Average, Budget, load_checkpoint, save_checkpoint
+from jubako.miniatures.export import export, load, size_bytes
+from jubako.miniatures.training import Average, Budget
 
 GATE = 0.98
-STEPS = 25
-GUIDANCE = 2.0
-AUTOENCODER_SCENES = 32_000
-DENOISER_SCENES = 64_000
+GATE_SCENES = 600
 EVALUATION_PROMPTS = 150  # of one object, and as many of two
-_WATCHED_PROMPTS = 40
+_WATCHED_PROMPTS = 30
 _LIBRARIES = ("torch", "diffusers", "transformers", "numpy", "pillow")
+Model = TypeVar("Model", bound=nn.Module)
+_NUMBERS = ((1, "one_object"), (2, "two_objects"))
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Where to work, where the model goes, and how long each stage may take."""
+    """Where to work, where the model goes, what it grows from, and how long each stage may take."""
 
     work: Path
     out: Path
     seed: int
-    autoencoder: Budget
-    text: Budget
-    denoiser: Budget
+    budgets: dict[str, Budget]
+
+    def origin(self, name: str) -> Path:
+        """The folder of another miniature, which must lie beside this one's."""
+        folder = self.out.parent / name
+        if not (folder / "model_index.json").is_file():
+            raise FileNotFoundError(f"{self.out.name} grows out of {name}: there is no {folder}")
+        return folder
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """How a miniature is asked unless a request says otherwise; `asked` goes to the pipeline as it is."""
+
+    steps: int
+    guidance: float
+    asked: dict[str, Any] = field(default_factory=dict)
 
 
 class GateNotPassed(RuntimeError):
     """The autoencoder blurs what the checker must see; a denoiser on top of it could not be judged."""
 
 
-def train_tiny_sd(recipe: Recipe) -> dict[str, Any]:
-    """Train, evaluate and export `tiny-sd`; returns what it writes to training.json."""
-    vae, gate_record = _autoencoder_stage(recipe)
-    report: dict[str, Any] = {
+def begun(recipe: Recipe, settings: dict[str, Any]) -> dict[str, Any]:
+    """The head of training.json."""
+    return {
         "seed": recipe.seed,
-        "settings": settings(),
+        "settings": settings,
         "versions": {name: version(name) for name in _LIBRARIES} | {"python": platform.python_version()},
-        "autoencoder": gate_record,
     }
-    data = draw(DENOISER_SCENES, recipe.seed + 1)
-    latents = Latents.of(_latents(recipe, vae, data), data)
-    tokenizer = new_tokenizer()
-    torch.manual_seed(recipe.seed)
-    model = Denoiser(denoiser.new_unet(), new_text_encoder(tokenizer), SlotHeads())
-    report["text_encoder"] = _text_stage(recipe, model)
 
-    def watch(model: Denoiser, average: Average) -> None:
-        shadow = Denoiser(denoiser.new_unet(), new_text_encoder(tokenizer), SlotHeads())
-        average.copy_to(shadow.module())
-        pipeline = assemble(vae, shadow.text_encoder.eval(), tokenizer, shadow.unet.eval())
-        for objects in (1, 2):
-            scenes = prompts(_WATCHED_PROMPTS, objects, 1)
-            judged = evaluate(pipeline, scenes, steps=STEPS, guidance=GUIDANCE, seed=1)
-            print(f"step {model.step}: {objects} object(s): {figures(judged)}", flush=True)
-            contact_sheet(judged).save(recipe.work / f"step-{model.step:06d}-{objects}.png")
+
+def watching(
+    recipe: Recipe, model: Model, assemble: Callable[[Model], DiffusionPipeline], defaults: Defaults
+) -> Callable[[int, Average], None]:
+    """What looks on while `model` trains: it judges and exports the averaged weights."""
+
+    def watch(step: int, average: Average) -> None:
+        shadow = copy.deepcopy(model)
+        average.copy_to(shadow)
+        pipeline = assemble(shadow.eval())
+        sheets = recipe.work / f"step-{step:06d}"
+        print(
+            f"step {step}: {judged(pipeline, defaults, sheets, seed=1, count=_WATCHED_PROMPTS)}", flush=True
+        )
         export(pipeline, recipe.out)
 
-    record = denoiser.train_denoiser(
-        model,
-        tokenizer,
-        latents,
-        budget=recipe.denoiser,
-        seed=recipe.seed,
-        checkpoint=recipe.work / "denoiser.pt",
-        watch=watch,
-    )
-    report["denoiser"] = record.as_dict()
-    export(assemble(vae, model.text_encoder.eval(), tokenizer, model.unet.eval()), recipe.out)
-    return judge_folder(recipe.out, recipe.work, recipe.seed, report)
+    return watch
 
 
-def settings() -> dict[str, Any]:
-    """The choices that shape the result, beside the seed and the budgets."""
-    return {
-        "autoencoder": {
-            "scenes": AUTOENCODER_SCENES,
-            "batch": autoencoder.BATCH,
-            "learning_rate": autoencoder.PEAK_LEARNING_RATE,
-            "weights": {
-                "squares": autoencoder.SQUARE_WEIGHT,
-                "edges": autoencoder.EDGE_WEIGHT,
-                "kl": autoencoder.KL_WEIGHT,
-            },
-        },
-        "text_encoder": {"batch": text.PRETRAINING_BATCH, "learning_rate": text.PRETRAINING_LEARNING_RATE},
-        "denoiser": {
-            "scenes": DENOISER_SCENES,
-            "batch": denoiser.BATCH,
-            "learning_rate": denoiser.UNET_LEARNING_RATE,
-            "text_encoder_learning_rate": denoiser.TEXT_LEARNING_RATE,
-            "empty_captions": denoiser.EMPTY_SHARE,
-            "slot_weight": denoiser.SLOT_WEIGHT,
-            "schedule": denoiser.SCHEDULE,
-        },
-    }
+def judged(
+    pipeline: DiffusionPipeline, defaults: Defaults, sheets: Path, *, seed: int, count: int
+) -> dict[str, Any]:
+    """Figures for `count` prompts of one object and of two; pictures go to `sheets`-1.png and -2.png."""
+    pipeline.set_progress_bar_config(disable=True)
+    result: dict[str, Any] = {"prompts_each": count, "steps": defaults.steps, "guidance": defaults.guidance}
+    result |= {"scheduler": type(pipeline.scheduler).__name__} | defaults.asked
+    for objects, name in _NUMBERS:
+        pictures = evaluate(
+            pipeline,
+            prompts(count, objects, seed),
+            steps=defaults.steps,
+            guidance=defaults.guidance,
+            seed=seed,
+            **defaults.asked,
+        )
+        result[name] = figures(pictures)
+        contact_sheet(pictures).save(f"{sheets}-{objects}.png")
+    return result
 
 
-def judge_folder(folder: Path, sheets: Path, seed: int, report: dict[str, Any]) -> dict[str, Any]:
-    """Judge an exported folder on fresh prompts and write its figures and its card beside the weights.
+def judge_folder(recipe: Recipe, defaults: Defaults, **replaced: Any) -> dict[str, Any]:
+    """Figures of the exported folder on fresh prompts; `replaced` parts are loaded in place of its own."""
+    title = "-".join(["final", *(f"no-{name}" for name, part in replaced.items() if part is None)])
+    pipeline = load(recipe.out, **replaced)
+    return judged(pipeline, defaults, recipe.work / title, seed=recipe.seed + 2, count=EVALUATION_PROMPTS)
 
-    Contact sheets of all the pictures go to `sheets`; the completed report is returned.
-    """
-    pipeline = load(folder)
-    evaluation: dict[str, Any] = {"prompts_each": EVALUATION_PROMPTS, "steps": STEPS, "guidance": GUIDANCE}
-    evaluation["scheduler"] = type(pipeline.scheduler).__name__
-    for objects, name in ((1, "one_object"), (2, "two_objects")):
-        scenes = prompts(EVALUATION_PROMPTS, objects, seed + 2)
-        judged = evaluate(pipeline, scenes, steps=STEPS, guidance=GUIDANCE, seed=seed + 2)
-        evaluation[name] = figures(judged)
-        contact_sheet(judged).save(sheets / f"final-{objects}.png")
-    report = report | {"evaluation": evaluation}
-    (folder / "training.json").write_text(json.dumps(report, indent=2) + "\n")
-    size_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    (folder / "README.md").write_text(card(report, size_bytes))
+
+def finished(recipe: Recipe, report: dict[str, Any]) -> dict[str, Any]:
+    """Write the report and the card beside the weights."""
+    (recipe.out / "training.json").write_text(json.dumps(report, indent=2) + "\n")
+    (recipe.out / "README.md").write_text(card(recipe.out.name, report, size_bytes(recipe.out)))
     return report
 
 
-def _autoencoder_stage(recipe: Recipe) -> tuple[AutoencoderKL, dict[str, Any]]:
+def gated_autoencoder(
+    recipe: Recipe, model: AutoencoderKL, scenes: int, noise: float = 0.0
+) -> tuple[AutoencoderKL, dict[str, Any]]:
     """The autoencoder that has passed its gate, and its record; kept in the work folder once it has."""
-    finished, passed = recipe.work / "vae", recipe.work / "vae" / "record.json"
+    kept, passed = recipe.work / "vae", recipe.work / "vae" / "record.json"
     if passed.exists():
-        kept: dict[str, Any] = json.loads(passed.read_text())
-        return AutoencoderKL.from_pretrained(finished).eval(), kept
-    data = draw(AUTOENCODER_SCENES, recipe.seed)
-    model, record = autoencoder.train_autoencoder(
-        data, recipe.autoencoder, recipe.seed, recipe.work / "autoencoder.pt"
+        known: dict[str, Any] = json.loads(passed.read_text())
+        return AutoencoderKL.from_pretrained(kept).eval(), known
+    data = draw(scenes, recipe.seed)
+    checkpoint = recipe.work / "autoencoder.pt"
+    done = autoencoder.train_autoencoder(
+        model, data, recipe.budgets["autoencoder"], recipe.seed, checkpoint=checkpoint, noise=noise
     )
     autoencoder.standardize(model, Drawn(data.scenes[:4000], data.layouts[:4000], data.pixels[:4000]))
-    gate = autoencoder_figures(model, 600, recipe.seed + 3)
+    gate = autoencoder_figures(model, GATE_SCENES, recipe.seed + 3)
     print(f"autoencoder gate: {gate}, scaling factor {model.config.scaling_factor}", flush=True)
     if gate["ok"] < GATE:
         raise GateNotPassed(f"{gate['ok']:.1%} of the reconstructions are read right, {GATE:.0%} are needed")
-    model.save_pretrained(finished)
-    passed.write_text(json.dumps(record.as_dict() | {"gate": gate}))
-    return model, record.as_dict() | {"gate": gate}
+    record = done.as_dict() | {"gate": gate}
+    model.save_pretrained(kept)
+    passed.write_text(json.dumps(record))
+    return model, record
 
 
-def _latents(recipe: Recipe, vae: AutoencoderKL, data: Drawn) -> torch.Tensor:
-    """Latents of all scenes, scaled for the denoiser; encoded once and kept."""
-    path = recipe.work / "latents.npy"
+def cached_latents(recipe: Recipe, vae: AutoencoderKL, data: Drawn, stage: str = "denoiser") -> torch.Tensor:
+    """Latents of all scenes, shifted and scaled for the denoiser; encoded once and kept."""
+    path = recipe.work / f"latents-{stage}.npy"
     if not path.exists():
-        scaled = autoencoder.encode_all(vae, data) * vae.config.scaling_factor
-        np.save(path, scaled.numpy())
+        means = autoencoder.encode_all(vae, data).float()
+        scaled = (means - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
+        np.save(path, scaled.half().numpy())
     return torch.from_numpy(np.load(path))
-
-
-def _text_stage(recipe: Recipe, model: Denoiser) -> dict[str, Any]:
-    path = recipe.work / "text.pt"
-    if state := load_checkpoint(path):
-        model.module().load_state_dict(state["model"])
-        record: dict[str, Any] = state["record"]
-        return record
-    done = text.pretrain(model.text_encoder, model.heads, new_tokenizer(), recipe.text, recipe.seed)
-    save_checkpoint(path, {"model": model.module().state_dict(), "record": done.as_dict()})
-    return done.as_dict()

@@ -15,7 +15,13 @@ import torch
 from torch import nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Tokenizer,
+)
 
 from jubako.miniatures.tokenizer import LENGTH
 from jubako.miniatures.training import Budget, Progress, Record, learning_rate
@@ -33,6 +39,7 @@ from jubako.miniatures.world import (
 )
 
 WIDTH = 128
+SECOND_WIDTH = 64
 PRETRAINING_BATCH = 96
 PRETRAINING_LEARNING_RATE = 1.5e-3
 _SLOTS = tuple(PLACES)
@@ -48,19 +55,7 @@ _SUFFIXES = (" .", " , flat", " , clean", ", simple , flat , clean")
 
 
 def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=WIDTH,
-        intermediate_size=3 * WIDTH,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        max_position_embeddings=LENGTH,
-        projection_dim=WIDTH,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return CLIPTextModel(config)
+    return CLIPTextModel(_config(tokenizer, WIDTH, layers=3))
 
 
 def spoken(scene: Scene, rng: np.random.Generator) -> str:
@@ -78,10 +73,45 @@ def spoken(scene: Scene, rng: np.random.Generator) -> str:
     return caption
 
 
-def tokens(tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
-    """Token numbers as the pipelines feed them, B x 77."""
-    ids = tokenizer(captions, padding="max_length", truncation=True, max_length=LENGTH)["input_ids"]
+def tokens(tokenizer: CLIPTokenizer | T5Tokenizer, captions: list[str], length: int = LENGTH) -> torch.Tensor:
+    """Token numbers as the pipelines feed them, B x length."""
+    ids = tokenizer(captions, padding="max_length", truncation=True, max_length=length)["input_ids"]
     return torch.tensor(ids)
+
+
+def second_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
+    """The smaller second encoder of SDXL and SD3; its pooled output sums up the caption."""
+    return CLIPTextModelWithProjection(_config(tokenizer, SECOND_WIDTH, layers=2))
+
+
+def deepened(encoder: CLIPTextModel, tokenizer: CLIPTokenizer, *, projected: bool) -> CLIPTextModel:
+    """The same encoder for the pipelines that read the last state but one: one more layer, new, at the end.
+
+    Positions beyond the tokenizer's length are cut off. `projected` gives the class with a pooled projection.
+    """
+    layers = encoder.config.num_hidden_layers + 1
+    config = _config(tokenizer, encoder.config.hidden_size, layers)
+    deep = (CLIPTextModelWithProjection if projected else CLIPTextModel)(config)
+    values = encoder.state_dict()
+    position = "embeddings.position_embedding.weight"
+    values[position] = values[position][: config.max_position_embeddings]
+    (deep.text_model if projected else deep).load_state_dict(values, strict=False)
+    return deep
+
+
+def _config(tokenizer: CLIPTokenizer, width: int, layers: int) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=3 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        max_position_embeddings=tokenizer.model_max_length,
+        projection_dim=width,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
 
 
 @dataclass(frozen=True)

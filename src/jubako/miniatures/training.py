@@ -1,16 +1,19 @@
-"""What every training loop needs: a budget, a learning rate, averaged weights, checkpoints, progress."""
+"""The training loop and what it needs: a budget, a learning rate, averaged weights, checkpoints, progress."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+CHECKPOINT_EVERY = 250
 
 
 @dataclass
@@ -127,3 +130,79 @@ class Progress:
             text = "  ".join(f"{name} {mean:.4f}" for name, mean in self.means.items())
             share, left = self.budget.progress(step), self.budget.remaining_s(step)
             print(f"{self.title} step {step:>6}  {share:6.1%}  {left:6.0f} s left  {text}", flush=True)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters that share a peak learning rate and a weight decay.
+
+    `orthogonal` matrices are stepped by Muon, all with the same spread, at AdamW's scale.
+    """
+
+    parameters: Sequence[nn.Parameter]
+    peak: float
+    weight_decay: float = 0.01
+    orthogonal: bool = False
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        if self.orthogonal:
+            return torch.optim.Muon(
+                self.parameters,
+                lr=self.peak,
+                weight_decay=self.weight_decay,
+                adjust_lr_fn="match_rms_adamw",
+            )
+        return torch.optim.AdamW(
+            self.parameters, lr=self.peak, betas=(0.9, 0.99), weight_decay=self.weight_decay
+        )
+
+
+def fit(
+    module: nn.Module,
+    groups: Sequence[Group],
+    losses: Callable[[int, float], tuple[torch.Tensor, dict[str, float]]],
+    *,
+    title: str,
+    budget: Budget,
+    checkpoint: Path,
+    watch: Callable[[int, Average], None] = lambda _step, _average: None,
+    watch_every: int = 1000,
+) -> Record:
+    """Train until the budget is spent and leave the averaged weights in `module`; resumes from `checkpoint`.
+
+    `losses(step, progress)` gives the loss to descend and what to print of it; it must depend on nothing
+    else, so that a resumed training draws what an uninterrupted one would have. `watch` looks on every
+    `watch_every` steps.
+    """
+    optimizers = [group.optimizer() for group in groups]
+    average, progress, step = Average(module), Progress(title, budget), 0
+    if state := load_checkpoint(checkpoint):
+        module.load_state_dict(state["model"])
+        for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(kept)
+        average.values, step = state["average"], progress.resume(state)
+    while budget.progress(step) < 1:
+        loss, parts = losses(step, budget.progress(step))
+        module.zero_grad(set_to_none=True)
+        # The fused attention's bfloat16 backward is many times slower than plain arithmetic on a CPU.
+        with sdpa_kernel(SDPBackend.MATH):
+            loss.backward()
+        torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        for group, optimizer in zip(groups, optimizers, strict=True):
+            optimizer.param_groups[0]["lr"] = learning_rate(group.peak, step, budget.progress(step))
+            optimizer.step()
+        average.update(module, step)
+        step += 1
+        progress.report(step, parts.items())
+        done = budget.progress(step) >= 1
+        if step % CHECKPOINT_EVERY == 0 or done:
+            state = {
+                "model": module.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+                "average": average.values,
+            }
+            save_checkpoint(checkpoint, state | progress.state(step))
+        if step % watch_every == 0 and not done:
+            watch(step, average)
+    average.copy_to(module)
+    return progress.record(step)
