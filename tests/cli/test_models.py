@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from program import jubako
+from server import Server
 
 from jubako.catalog import load_catalog
 from jubako.settings import load_settings
@@ -46,6 +47,15 @@ def test_json_tells_what_the_embedded_model_is(tmp_path: Path) -> None:
     assert tiny["default"] is True
     assert tiny["on_disk"] is True
     assert tiny["licence"] == load_catalog().model("tiny-sd").licence.model_dump()
+
+
+def test_a_server_tells_what_it_has_in_memory(tmp_path: Path, server: Server) -> None:
+    server.generate("a red circle", num_inference_steps=1)
+    done = jubako("models", "--url", server.url, tmp_path=tmp_path)
+    row = next(line for line in done.stdout.splitlines() if line.startswith("tiny-sd "))
+    assert row.rstrip().endswith("0.03 GB in memory")
+    listed = json.loads(jubako("models", "--json", "--url", server.url, tmp_path=tmp_path).stdout)
+    assert {entry["name"]: entry["state"] for entry in listed}["sd1.5"] == "-"
 
 
 @pytest.mark.parametrize(("columns", "has_family"), [(80, False), (120, True)])

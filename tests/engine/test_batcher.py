@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from jubako.engine.batcher import StepBatcher, Ticket
-from jubako.engine.samples import Sample, Schedule, make_scheduler
+from jubako.engine.samples import Sample
+from jubako.engine.schedule import Schedule, make_scheduler
 from jubako.errors import Cancelled, GenerationFailed
 
 EULER = {"num_train_timesteps": 1000}
@@ -27,7 +28,11 @@ class CountingDenoiser:
     before: Callable[[], None] = lambda: None
 
     def predict(
-        self, inputs: torch.Tensor, timesteps: torch.Tensor, conditioning: Mapping[str, torch.Tensor]
+        self,
+        inputs: torch.Tensor,
+        timesteps: torch.Tensor,
+        conditioning: Mapping[str, torch.Tensor],
+        skip_layers: tuple[int, ...] = (),
     ) -> torch.Tensor:
         assert len(inputs) == len(timesteps) == len(conditioning["seed"]) <= self.max_rows
         self.gate.wait(10)

@@ -177,7 +177,7 @@ def test_skip_layer_guidance_equals_the_stock_pipeline_beside_samples_without(ch
     model = loaded("sd3.5-medium")
     skipping = SkipLayerGuidance(layers=(1,), scale=2.8, start=0.1, stop=0.6)
     other = SkipLayerGuidance(layers=(0, 2), scale=1.5, start=0.01, stop=0.9)
-    fields = {"num_inference_steps": 8, "max_sequence_length": 16}
+    fields: dict[str, Any] = {"num_inference_steps": 8, "max_sequence_length": 16}
     jobs = [
         job("sd3.5-medium", skip_layer_guidance=skipping, **fields),
         job("sd3.5-medium", **fields),

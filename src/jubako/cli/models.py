@@ -1,8 +1,9 @@
-"""`jubako models`: the catalog and the disk as a table or as JSON. Needs no server."""
+"""`jubako models`: the catalog and the disk as a table or as JSON; with a server, what it has in memory."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
@@ -11,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jubako.catalog import Catalog, Model, load_catalog
+from jubako.cli.server import listed
 from jubako.settings import load_settings
 from jubako.weights.store import size_on_disk
 
@@ -27,8 +29,12 @@ COMMERCIAL = {"yes": "green", "limited": "yellow", "no": "red"}
 
 def models(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    url: Annotated[
+        str | None,
+        typer.Option(help="Ask this server where its models are; without it the disk is looked at."),
+    ] = None,
 ) -> None:
-    """List what can be served, under which licence, and what is on disk."""
+    """List what can be served, under which licence, and what is on disk or in memory."""
     settings = load_settings()
     catalog = load_catalog(settings.catalog).only(settings.families)
     sizes = {
@@ -36,13 +42,16 @@ def models(
         for family in catalog.families.values()
         for model in family.models.values()
     }
+    served = listed(url.rstrip("/")) if url else {}
+    states = {name: _state(size, served.get(name)) for name, size in sizes.items()}
     if as_json:
-        print(json.dumps([_entry(model, sizes[model.name]) for model in catalog], indent=1))
+        entries = [_entry(model, sizes[model.name]) | {"state": states[model.name]} for model in catalog]
+        print(json.dumps(entries, indent=1))
         return
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = max(console.width, PIPED_COLUMNS)
-    console.print(_table(catalog, sizes, roomy=console.width >= ROOMY_COLUMNS))
+    console.print(_table(catalog, sizes, states, roomy=console.width >= ROOMY_COLUMNS))
     console.print(_legend(catalog, sizes), style="dim")
 
 
@@ -62,9 +71,21 @@ def _entry(model: Model, size: int | None) -> dict[str, Any]:
     }
 
 
-def _table(catalog: Catalog, sizes: dict[str, int | None], *, roomy: bool) -> Table:
+def _state(size: int | None, served: Mapping[str, Any] | None) -> str:
+    """In words: the server's where it knows the model, else the disk's."""
+    state = served.get("state") if served else None
+    if served and state == "resident":
+        return f"{served['bytes'] / 1e9:.2f} GB in memory"
+    if served and state == "loading":
+        return f"loading {served['loading_fraction'] or 0:.0%}"
+    return "on disk" if size is not None or state == "on_disk" else "-"
+
+
+def _table(
+    catalog: Catalog, sizes: Mapping[str, int | None], states: Mapping[str, str], *, roomy: bool
+) -> Table:
     table = Table(box=None, header_style="bold", padding=(0, 2 if roomy else 1, 0, 0))
-    headers = ["Model", "Family", "Tasks", "Licence", "Commercial", "Gated", "GB", "On disk"]
+    headers = ["Model", "Family", "Tasks", "Licence", "Commercial", "Gated", "GB", "State"]
     left_out = set() if roomy else {"Family"}
     for header in headers:
         if header not in left_out:
@@ -75,23 +96,23 @@ def _table(catalog: Catalog, sizes: dict[str, int | None], *, roomy: bool) -> Ta
                 justify="right" if header == "GB" else "left",
             )
     for model in catalog:
-        cells = zip(headers, _cells(model, sizes[model.name]), strict=True)
+        cells = zip(headers, _cells(model, sizes[model.name], states[model.name]), strict=True)
         table.add_row(*(cell for header, cell in cells if header not in left_out))
     return table
 
 
-def _cells(model: Model, size: int | None) -> tuple[Text, ...]:
-    on_disk = size is not None
+def _cells(model: Model, size: int | None, state: str) -> tuple[Text, ...]:
+    is_here = state != "-"
     commercial = model.licence.commercial
     return (
-        Text(model.name + (" *" if model.default else ""), style="bold" if on_disk else ""),
+        Text(model.name + (" *" if model.default else ""), style="bold" if is_here else ""),
         Text(model.family),
         Text(", ".join(model.tasks)),
         Text(model.licence.id, style=f"link {model.licence.url}"),
         Text(commercial, style=COMMERCIAL[commercial]),
         Text("gated" if model.gated else "-", style="yellow" if model.gated else "dim"),
         Text(f"{size / 1e9:.2f}") if size is not None else Text(f"~{model.memory_gb:.2f}", style="dim"),
-        Text("yes", style="green") if on_disk else Text("-", style="dim"),
+        Text(state, style="green" if is_here else "dim"),
     )
 
 

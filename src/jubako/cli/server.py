@@ -13,7 +13,7 @@ from jubako.errors import JubakoError
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["ServerFailed", "answer", "events", "write"]
+__all__ = ["ServerFailed", "answer", "events", "listed", "write"]
 
 CONNECT_SECONDS = 5
 
@@ -24,20 +24,21 @@ class ServerFailed(JubakoError):
 
 def answer(url: str, route: str, fields: Mapping[str, Any], files: Mapping[str, Path]) -> dict[str, Any]:
     """The reply to one request."""
-    with _asked(url, route, fields, files) as response:
-        body = response.read()
-    try:
-        reply: dict[str, Any] = json.loads(body)
-    except ValueError as error:
-        raise ServerFailed(f"{url} answered, but not as a Jubako server does") from error
-    return reply
+    with _asked(url, route, **_body(fields, files)) as response:
+        return _read(url, response)
+
+
+def listed(url: str) -> dict[str, Any]:
+    """The server's entry of each model, by name."""
+    with _asked(url, "/v1/models", method="GET") as response:
+        return {entry["id"]: entry for entry in _read(url, response)["data"]}
 
 
 def events(
     url: str, route: str, fields: Mapping[str, Any], files: Mapping[str, Path]
 ) -> Iterator[dict[str, Any]]:
     """The data of each server-sent event. Leaving the loop closes the connection, which cancels the job."""
-    with _asked(url, route, {**fields, "stream": True}, files) as response:
+    with _asked(url, route, **_body({**fields, "stream": True}, files)) as response:
         for event in _parsed(response.iter_lines()):
             if "error" in event:
                 raise ServerFailed(_sentence(event))
@@ -55,22 +56,29 @@ def write(path: Path, content: bytes) -> None:
         raise ServerFailed(f"{path} can't be written: {error.strerror}") from error
 
 
+def _body(fields: Mapping[str, Any], files: Mapping[str, Path]) -> dict[str, Any]:
+    if not files:
+        return {"json": fields}
+    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in fields.items()}
+    return {"data": texts, "files": {name: (path.name, _content(path)) for name, path in files.items()}}
+
+
+def _read(url: str, response: httpx.Response) -> dict[str, Any]:
+    try:
+        reply: dict[str, Any] = json.loads(response.read())
+    except ValueError as error:
+        raise ServerFailed(f"{url} answered, but not as a Jubako server does") from error
+    return reply
+
+
 @contextmanager
-def _asked(
-    url: str, route: str, fields: Mapping[str, Any], files: Mapping[str, Path]
-) -> Iterator[httpx.Response]:
+def _asked(url: str, route: str, method: str = "POST", **body: Any) -> Iterator[httpx.Response]:
     import httpx
 
     # No limit on waiting: the picture may stand in a queue, and the server has its own deadline.
     timeout = httpx.Timeout(None, connect=CONNECT_SECONDS)
-    body: dict[str, Any] = {"json": fields}
-    if files:
-        texts = {
-            name: value if isinstance(value, str) else json.dumps(value) for name, value in fields.items()
-        }
-        body = {"data": texts, "files": {name: (path.name, _content(path)) for name, path in files.items()}}
     try:
-        with httpx.stream("POST", f"{url}{route}", timeout=timeout, **body) as response:
+        with httpx.stream(method, f"{url}{route}", timeout=timeout, **body) as response:
             if response.is_error:
                 raise ServerFailed(_refusal(url, response.status_code, response.read()))
             yield response
