@@ -61,4 +61,4 @@ def test_a_bento_holds_what_is_served_and_nothing_else(tmp_path: Path) -> None:
     assert not names & {"tests", "scripts", "benchmarks", "docs", ".git", ".venv"}
     assert (source / "models" / "embedded" / "tiny-sd" / "model_index.json").is_file()
     megabytes = sum(path.stat().st_size for path in source.rglob("*") if path.is_file()) / 2**20
-    assert megabytes < 20
+    assert megabytes < 70  # four embedded models of at most 16 MB
