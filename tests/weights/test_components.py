@@ -137,6 +137,14 @@ def test_a_vae_that_overflows_in_float16_is_loaded_in_float32(folders: Path, tmp
     )
 
 
+def test_other_families_do_not_heed_force_upcast(tmp_path: Path) -> None:
+    sd_pipeline().save_pretrained(tmp_path / "sd")
+    config = json.loads((tmp_path / "sd" / "vae" / "config.json").read_text())
+    assert config["force_upcast"] is True
+    model = entry("plain", "sd1.5", folder=tmp_path / "sd")
+    assert load(ComponentStore(), model, tmp_path, torch.float16).pipeline.vae.dtype == torch.float16
+
+
 def test_scheduler_config_is_laid_over_that_of_the_weights(folders: Path) -> None:
     store = ComponentStore()
     changes = {"timestep_spacing": "trailing", "prediction_type": "sample"}

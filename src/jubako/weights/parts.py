@@ -27,7 +27,6 @@ __all__ = [
     "bytes_in",
     "class_named",
     "config_of",
-    "dtype_of",
     "identity",
     "placed",
     "read_index",
@@ -191,12 +190,6 @@ def class_named(library: str, name: str) -> type[Any]:
             f"{INDEX} names {library}.{name}, which is no class of diffusers or transformers"
         )
     return found
-
-
-def dtype_of(name: str, folder: Path, dtype: torch.dtype) -> torch.dtype:
-    """The precision of one component: a VAE with ``force_upcast`` overflows in float16 and gets float32."""
-    upcast = name == "vae" and dtype == torch.float16 and config_of(folder / name).get("force_upcast")
-    return torch.float32 if upcast else dtype
 
 
 def weights_of(name: str, folder: Path, model: Model) -> tuple[tuple[str, ...], str | None]:

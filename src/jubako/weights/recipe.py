@@ -14,7 +14,7 @@ from jubako.catalog import Model
 from jubako.errors import UnusableWeights
 from jubako.weights.layout import DENOISERS, components
 from jubako.weights.overlay import FusedPart, WholeDenoiser, touched_by_lora
-from jubako.weights.parts import FolderPart, Part, class_named, dtype_of, read_index, weights_of
+from jubako.weights.parts import FolderPart, Part, class_named, config_of, read_index, weights_of
 from jubako.weights.single_file import SingleFilePart, holds
 from jubako.weights.store import find_overlay, require_configs, require_weights
 
@@ -93,8 +93,21 @@ class _Kitchen:
         """Tokenizers, schedulers and image processors have no config.json, every module has one."""
         return (self.folder / name / "config.json").is_file()
 
+    def _overflows(self, name: str) -> bool:
+        """Whether this is an SDXL autoencoder, which in float16 paints black.
+
+        ``force_upcast`` alone does not tell: other families' configs have it too, and their pipelines, which
+        know no upcasting, rightly do not heed it.
+        """
+        return (
+            name == "vae"
+            and self.dtype == torch.float16
+            and hasattr(pipeline_class(self.model), "upcast_vae")
+            and bool(config_of(self.folder / name).get("force_upcast"))
+        )
+
     def _part(self, name: str, cls: type[Any]) -> Part:
-        dtype = dtype_of(name, self.folder, self.dtype)
+        dtype = torch.float32 if self._overflows(name) else self.dtype
         file = self.model.weights.file
         if file is not None and holds(file, name):
             return SingleFilePart(name, self.model.name, file, self.folder, cls, self.device, dtype)
