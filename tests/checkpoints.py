@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from checkpoints_sd3 import sd3_text_encoders, sd3_transformer
 
 __all__ = ["original"]
 
@@ -46,17 +47,48 @@ _OPEN_CLIP = {
 
 
 def original(pipeline: Any) -> State:
-    """All weights of an SD 1 or SDXL pipeline under the names of their first releases."""
-    state = _prefixed("model.diffusion_model.", _renamed(pipeline.unet, _unet_name(pipeline.unet)))
-    vae = _renamed(pipeline.vae, _vae_name(len(pipeline.vae.config.block_out_channels)))
-    for name, tensor in vae.items():
-        # There the attention's layers are convolutions of one pixel.
-        pixel = re.search(r"attn_1\.(q|k|v|proj_out)\.weight", name)
-        state[f"first_stage_model.{name}"] = tensor[:, :, None, None] if pixel else tensor
-    if getattr(pipeline, "text_encoder_2", None) is None:
-        return state | _prefixed("cond_stage_model.transformer.text_model.", _clip(pipeline.text_encoder))
-    first = _prefixed("conditioner.embedders.0.transformer.text_model.", _clip(pipeline.text_encoder))
-    return state | first | _prefixed("conditioner.embedders.1.model.", _open_clip(pipeline.text_encoder_2))
+    """All weights of a pipeline of SD 1, 2 or 3, SDXL or its refiner under the names of their first releases.
+
+    SD 2 is told from 1 by its UNet's linear projections. Its text encoder comes with what diffusers leaves
+    out of it: a last block and a projection, which it never uses.
+    """
+    if (transformer := getattr(pipeline, "transformer", None)) is not None:
+        denoiser, text = sd3_transformer(transformer), sd3_text_encoders(pipeline)
+    else:
+        denoiser, text = _renamed(pipeline.unet, _unet_name(pipeline.unet)), _text_encoders(pipeline)
+    vae = _vae(pipeline.vae)
+    return (
+        _prefixed("model.diffusion_model.", denoiser)
+        | _prefixed("first_stage_model.", vae)
+        | _prefixed("", text)
+    )
+
+
+def _vae(vae: Any) -> State:
+    state = _renamed(vae, _vae_name(len(vae.config.block_out_channels)))
+    # There the attention's layers are convolutions of one pixel.
+    pixel = re.compile(r"attn_1\.(q|k|v|proj_out)\.weight")
+    return {
+        name: tensor[:, :, None, None] if pixel.search(name) else tensor for name, tensor in state.items()
+    }
+
+
+def _text_encoders(pipeline: Any) -> State:
+    first, second = pipeline.text_encoder, getattr(pipeline, "text_encoder_2", None)
+    if second is None and pipeline.unet.config.use_linear_projection:
+        state = _open_clip(first)
+        width = first.config.hidden_size
+        unused = {"text_projection": torch.ones(width, width), "logit_scale": torch.ones(())}
+        for name, tensor in state.items():
+            if name.startswith("transformer.resblocks.0."):
+                unused[name.replace(".0.", ".23.", 1)] = torch.ones_like(tensor)
+        return _prefixed("cond_stage_model.model.", state | unused)
+    if second is None:
+        return _prefixed("cond_stage_model.transformer.text_model.", _clip(first))
+    if first is None:
+        return _prefixed("conditioner.embedders.0.model.", _open_clip(second))
+    clip = _prefixed("conditioner.embedders.0.transformer.text_model.", _clip(first))
+    return clip | _prefixed("conditioner.embedders.1.model.", _open_clip(second))
 
 
 def _prefixed(prefix: str, state: Mapping[str, torch.Tensor]) -> State:
@@ -124,7 +156,8 @@ def _clip(encoder: torch.nn.Module) -> State:
 
 def _open_clip(encoder: torch.nn.Module) -> State:
     state = _clip(encoder)
-    result = {"text_projection": state.pop("text_projection.weight").T}
+    projection = state.pop("text_projection.weight", None)
+    result = {} if projection is None else {"text_projection": projection.T}
     for name in [name for name in state if ".q_proj." in name]:
         parts = [state.pop(name.replace(".q_proj.", f".{kind}_proj.")) for kind in "qkv"]
         state[name.replace(".q_proj.", ".in_proj_")] = torch.cat(parts)

@@ -119,7 +119,9 @@ def unet(cross_attention_dim: int, in_channels: int = 4, **config: Any) -> UNet2
     ).eval()
 
 
-def sd_pipeline(kind: str = "sd1", seed: int = 0, in_channels: int = 4) -> StableDiffusionPipeline:
+def sd_pipeline(
+    kind: str = "sd1", seed: int = 0, in_channels: int = 4, **unet_config: Any
+) -> StableDiffusionPipeline:
     """A random Stable Diffusion of 64x64 pixels with the scheduler of that kind; nine channels inpaint."""
     torch.manual_seed(seed)
     words = tokenizer()
@@ -127,7 +129,7 @@ def sd_pipeline(kind: str = "sd1", seed: int = 0, in_channels: int = 4) -> Stabl
     pipeline = pipeline_class(
         text_encoder=text_encoder(words),
         tokenizer=words,
-        unet=unet(32, in_channels),
+        unet=unet(32, in_channels, **unet_config),
         vae=autoencoder(),
         scheduler=SCHEDULERS[kind](),
         safety_checker=None,
@@ -187,8 +189,13 @@ def _text_time(pooled: int, ids: int) -> dict[str, Any]:
     }
 
 
-def sd3_pipeline(seed: int = 0, t5: bool = True) -> StableDiffusion3Pipeline:
-    """A random Stable Diffusion 3 of 64x64 pixels, on wish without its T5 encoder."""
+def sd3_pipeline(
+    seed: int = 0, t5: bool = True, second: int = 32, dual: tuple[int, ...] = ()
+) -> StableDiffusion3Pipeline:
+    """A random Stable Diffusion 3 of 64x64 pixels, on wish without its T5 encoder.
+
+    ``second`` is the width of its second text encoder, ``dual`` the blocks with two attentions (3.5 Medium).
+    """
     torch.manual_seed(seed)
     words, pieces = tokenizer(), t5_tokenizer()
     width = 64
@@ -205,9 +212,10 @@ def sd3_pipeline(seed: int = 0, t5: bool = True) -> StableDiffusion3Pipeline:
         num_attention_heads=4,
         joint_attention_dim=width,
         caption_projection_dim=32,
-        pooled_projection_dim=64,
+        pooled_projection_dim=32 + second,
         pos_embed_max_size=16,
         qk_norm="rms_norm",
+        dual_attention_layers=dual,
     )
     pipeline = StableDiffusion3Pipeline(
         transformer=transformer.eval(),
@@ -216,7 +224,7 @@ def sd3_pipeline(seed: int = 0, t5: bool = True) -> StableDiffusion3Pipeline:
         ),
         text_encoder=text_encoder(words, CLIPTextModelWithProjection),
         tokenizer=words,
-        text_encoder_2=text_encoder(words, CLIPTextModelWithProjection),
+        text_encoder_2=text_encoder(words, CLIPTextModelWithProjection, second),
         tokenizer_2=words,
         text_encoder_3=T5EncoderModel(t5_config).eval() if t5 else None,
         tokenizer_3=pieces if t5 else None,

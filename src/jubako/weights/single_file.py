@@ -35,6 +35,12 @@ _PREFIXES: Mapping[str, tuple[str, ...]] = {
     "text_encoder_3": ("text_encoders.t5xxl.",),
 }
 
+# SD3's first text encoder mostly has none in a file: it is 1 then.
+_CLIP_L_PROJECTION = "text_encoders.clip_l.transformer.text_projection.weight"
+
+# What ComfyUI puts beside eight-bit weights that stand for others: each is to be multiplied by its scale.
+_SCALES = ("scaled_fp8", ".scale_weight", ".weight_scale", ".comfy_quant")
+
 
 @dataclass(frozen=True)
 class SingleFilePart:
@@ -84,18 +90,47 @@ class SingleFilePart:
         from diffusers.loaders.single_file import load_single_file_sub_model
         from safetensors.torch import load_file
 
-        module: torch.nn.Module = load_single_file_sub_model(
+        checkpoint = load_file(self.file)
+        self._refuse_what_is_not_understood(checkpoint)
+        projection = checkpoint.get(_CLIP_L_PROJECTION)
+        module: Any = load_single_file_sub_model(
             library_name=self.cls.__module__.partition(".")[0],
             class_name=self.cls.__name__,
             name=self.name,
-            checkpoint=load_file(self.file),
+            checkpoint=checkpoint,
             pipelines=pipelines,
             is_pipeline_module=False,
             cached_model_config_path=str(self.folder),
             local_files_only=True,
             torch_dtype=self.dtype,
         )
-        return module
+        if self.name == "text_encoder" and projection is not None:
+            # diffusers puts 1 there whatever the file holds.
+            module.text_projection.weight = torch.nn.Parameter(projection.to(self.dtype))
+        if self._is_of_transformers:
+            module.tie_weights()  # a tensor with two names may be there under one, or twice
+        result: torch.nn.Module = module
+        return result
+
+    @property
+    def _is_of_transformers(self) -> bool:
+        from transformers import PreTrainedModel
+
+        return issubclass(self.cls, PreTrainedModel)
+
+    def _refuse_what_is_not_understood(self, checkpoint: Mapping[str, torch.Tensor]) -> None:
+        """ValueError for weights that diffusers would take for what they are not.
+
+        It reads the folder's text encoder in place of one whose names it doesn't know.
+        """
+        from diffusers.loaders.single_file_utils import is_clip_model_in_single_file, is_t5_in_single_file
+
+        own = [name for name in checkpoint if name.startswith(_PREFIXES[self.name])]
+        if scale := next((name for name in own if name.endswith(_SCALES)), None):
+            raise ValueError(f"Its weights are to be multiplied by scales, which is not supported: {scale}")
+        known = is_clip_model_in_single_file(self.cls, checkpoint) or is_t5_in_single_file(checkpoint)
+        if self._is_of_transformers and not known:
+            raise ValueError(f"Its tensors have unknown names, such as {own[0]}")
 
 
 def holds(file: Path, name: str) -> bool:
