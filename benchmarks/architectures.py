@@ -1,4 +1,4 @@
-"""Pipelines of known architectures with random weights: right for time, never for pictures."""
+"""Pipelines of known architectures with random weights, right for time, never for pictures; and as served."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from typing import Any
 
 import torch
 
-__all__ = ["ARCHITECTURES", "Architecture", "random_pipeline"]
+from jubako.catalog import Model, load_catalog
+from jubako.settings import load_settings
+
+__all__ = ["ARCHITECTURES", "Architecture", "random_pipeline", "served_pipeline"]
 
 
 @dataclass(frozen=True)
@@ -208,6 +211,18 @@ def random_pipeline(architecture: Architecture, device: torch.device, dtype: tor
     pipeline = getattr(diffusers, architecture.pipeline)(**components, **architecture.options)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
+
+
+def served_pipeline(model: Model) -> Any:
+    """The model's own pipeline, as a family's process has it in memory."""
+    from jubako.weights.components import ComponentStore
+    from jubako.weights.placement import resolve_device, resolve_dtype
+
+    settings = load_settings()
+    family = load_catalog(settings.catalog).families[model.family]
+    device = resolve_device(settings.device)
+    dtype = resolve_dtype(settings.dtype, model, device)
+    return ComponentStore(family.models).load(model, settings.home, device, dtype).pipeline
 
 
 def _fill(

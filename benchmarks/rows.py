@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from time import perf_counter
 from typing import Any
 
+from benchmarks.architectures import served_pipeline
 from benchmarks.report import Report, integers
 from jubako.catalog import load_catalog
 from jubako.planning import plan
@@ -69,17 +70,8 @@ def _side(side: int, options: argparse.Namespace, report: Report) -> dict[str, A
 def _model(name: str) -> Any:
     from importlib import import_module
 
-    from jubako.weights.components import ComponentStore
-    from jubako.weights.standard import resolve_device, resolve_dtype
-
-    settings = load_settings()
-    catalog = load_catalog(settings.catalog)
-    model = catalog.model(name)
-    device = resolve_device(settings.device)
-    dtype = resolve_dtype(settings.dtype, model, device)
-    store = ComponentStore(catalog.families[model.family].models)
-    pipeline = store.load(model, settings.home, device, dtype).pipeline
-    return import_module(f"jubako.families.{model.family}").wrap(pipeline, model)
+    model = load_catalog(load_settings().catalog).model(name)
+    return import_module(f"jubako.families.{model.family}").wrap(served_pipeline(model), model)
 
 
 def _inputs(model: Any, side: int, rows: int) -> tuple[Any, Any, dict[str, Any]]:

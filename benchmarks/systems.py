@@ -165,16 +165,12 @@ async def _one_at_a_time(model: str, threads: int) -> AsyncIterator[Answer]:
 def _stock_pipeline(model: Model, threads: int) -> Any:
     import torch
 
+    from benchmarks.architectures import served_pipeline
     from jubako.engine.schedule import make_scheduler
-    from jubako.weights.standard import load_pipeline, resolve_device, resolve_dtype
-    from jubako.weights.store import require_weights
 
     torch.set_num_threads(threads)
-    settings = load_settings()
-    device = resolve_device(settings.device)
-    folder = require_weights(settings.home, model)
-    pipeline = load_pipeline(folder, model, device, resolve_dtype(settings.dtype, model, device))
-    pipeline.scheduler = make_scheduler(pipeline.scheduler.config, model.defaults.scheduler)
+    pipeline = served_pipeline(model)
+    pipeline.scheduler = make_scheduler(pipeline.scheduler.config, model.defaults.scheduler, model.flow)
     return pipeline
 
 

@@ -15,8 +15,8 @@ from jubako.families.loaded import LoadedModel
 from jubako.memory import give_back
 from jubako.settings import Settings
 from jubako.weights.components import Assembly, ComponentStore
+from jubako.weights.placement import resolve_dtype
 from jubako.weights.recipe import recipe
-from jubako.weights.standard import resolve_dtype
 
 __all__ = ["FamilyLoader"]
 

@@ -28,7 +28,7 @@ from jubako.pictures import composited
 from jubako.residency import Lease, Residence, Residency
 from jubako.result import Progress, Result, Timings
 from jubako.settings import Settings
-from jubako.weights.standard import resolve_device
+from jubako.weights.placement import resolve_device
 from jubako.weights.store import find_weights, read_record
 
 __all__ = ["Runner"]

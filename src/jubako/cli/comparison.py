@@ -11,6 +11,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from jubako.cli.options import (
+    GuidanceScale,
+    Height,
+    NegativePrompt,
+    Scheduler,
+    Steps,
+    Strength,
+    Url,
+    Width,
+)
 from jubako.cli.server import answer, write
 
 __all__ = ["compare"]
@@ -29,20 +39,18 @@ def compare(
     output: Annotated[Path, typer.Option("--output", "-o", help="The PNG file to write.")] = Path(
         "sheet.png"
     ),
-    negative_prompt: Annotated[str | None, typer.Option(help="What the pictures should not show.")] = None,
-    width: Annotated[int | None, typer.Option(help="Pixels; without: each model's own size.")] = None,
-    height: Annotated[int | None, typer.Option(help="Pixels; without: each model's own size.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
-    guidance_scale: Annotated[
-        float | None, typer.Option(help="How strongly the prompt steers the pictures.")
-    ] = None,
+    negative_prompt: NegativePrompt = None,
+    width: Width = None,
+    height: Height = None,
+    steps: Steps = None,
+    guidance_scale: GuidanceScale = None,
     seed: Annotated[int | None, typer.Option(help="The seed of all pictures; without: drawn once.")] = None,
-    scheduler: Annotated[str | None, typer.Option(help="A sampler or a diffusers class.")] = None,
+    scheduler: Scheduler = None,
     image: Annotated[
         Path | None, typer.Option(help="A picture to start from.", exists=True, dir_okay=False)
     ] = None,
-    strength: Annotated[float | None, typer.Option(help="How much of the picture is made anew.")] = None,
-    url: Annotated[str, typer.Option(help="The server.")] = "http://127.0.0.1:3000",
+    strength: Strength = None,
+    url: Url = "http://127.0.0.1:3000",
 ) -> None:
     """Make the same picture on several models of a running server, side by side in one file."""
     if output.suffix.lower() != ".png":

@@ -14,6 +14,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from jubako.cli.options import (
+    GuidanceScale,
+    Height,
+    NegativePrompt,
+    Scheduler,
+    Steps,
+    Strength,
+    Url,
+    Width,
+)
 from jubako.cli.server import ServerFailed, events, write
 
 __all__ = ["generate"]
@@ -34,17 +44,13 @@ def generate(
         Path | None,
         typer.Option("--output", "-o", help="The file to write; without: jubako-<seed> in this folder."),
     ] = None,
-    negative_prompt: Annotated[str | None, typer.Option(help="What the picture should not show.")] = None,
-    width: Annotated[int | None, typer.Option(help="Pixels; without: the model's own size.")] = None,
-    height: Annotated[int | None, typer.Option(help="Pixels; without: the model's own size.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
-    guidance_scale: Annotated[
-        float | None, typer.Option(help="How strongly the prompt steers the picture.")
-    ] = None,
+    negative_prompt: NegativePrompt = None,
+    width: Width = None,
+    height: Height = None,
+    steps: Steps = None,
+    guidance_scale: GuidanceScale = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same picture.")] = None,
-    scheduler: Annotated[
-        str | None, typer.Option(help="A sampler ('Euler a', 'DPM++ 2M Karras') or a diffusers class.")
-    ] = None,
+    scheduler: Scheduler = None,
     image: Annotated[
         Path | None,
         typer.Option(help="A picture to start from; what is transparent in it is made anew.", **_FILE),
@@ -52,9 +58,7 @@ def generate(
     mask: Annotated[
         Path | None, typer.Option(help="What of the picture is made anew: transparent, or white.", **_FILE)
     ] = None,
-    strength: Annotated[
-        float | None, typer.Option(help="How much of the picture is made anew, from 0 to 1.")
-    ] = None,
+    strength: Strength = None,
     resize_mode: Annotated[
         str | None, typer.Option(help="When sizes differ: cover (crop), fit or exact (distort).")
     ] = None,
@@ -68,7 +72,7 @@ def generate(
     output_format: Annotated[
         str | None, typer.Option("--format", help="png, jpeg or webp; without: by the name of the file.")
     ] = None,
-    url: Annotated[str, typer.Option(help="The server.")] = "http://127.0.0.1:3000",
+    url: Url = "http://127.0.0.1:3000",
 ) -> None:
     """Make a picture on a running server and write it to a file."""
     fields = {
