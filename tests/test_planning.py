@@ -139,6 +139,17 @@ def test_the_least_strength_that_is_named_is_one_step_and_less_is_refused(steps:
         started(steps=steps, strength=round(least - 0.001, 3))
 
 
+@pytest.mark.parametrize("model", [model.name for model in CATALOG])
+def test_every_model_s_own_defaults_are_at_least_one_step_of_each_of_its_tasks(model: str) -> None:
+    tasks = CATALOG.model(model).tasks
+    if "txt2img" in tasks:
+        assert planned(model=model).task == "txt2img"
+    if "img2img" in tasks:
+        assert started(model=model).task == "img2img"
+    if "inpaint" in tasks:
+        assert started(model=model, mask=MASK).task == "inpaint"
+
+
 @pytest.mark.parametrize(
     ("fields", "param", "message"),
     [
