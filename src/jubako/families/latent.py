@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from jubako.engine.schedule import Schedule, make_scheduler
 from jubako.errors import InvalidRequest
 from jubako.job import Job
 
-__all__ = ["PROMPTS_KEPT", "LatentModel", "guided"]
+__all__ = ["LatentModel", "guided"]
 
 PROMPTS_KEPT = 256
 
@@ -43,12 +44,17 @@ class LatentModel(ABC):
         self.max_rows = model.max_rows
         self.device: torch.device = pipeline.device
         self.denoiser: Any = pipeline.components.get("unet") or pipeline.components["transformer"]
+        self.encode = lru_cache(PROMPTS_KEPT)(self._encode)
         self._mask_processor = VaeImageProcessor(
             vae_scale_factor=pipeline.vae_scale_factor,
             do_normalize=False,
             do_binarize=True,
             do_convert_grayscale=True,
         )
+
+    @abstractmethod
+    def _encode(self, text: str, *options: Any) -> Any:
+        """What the text encoders make of one prompt; ``encode`` keeps the last ones."""
 
     @abstractmethod
     def conditioning(self, job: Job) -> dict[str, torch.Tensor]:

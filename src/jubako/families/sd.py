@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any
 
 import torch
 
 from jubako.catalog import Model
-from jubako.families.latent import PROMPTS_KEPT, LatentModel, guided
+from jubako.families.latent import LatentModel, guided
 from jubako.job import Job
 
 __all__ = ["StableDiffusion", "wrap"]
@@ -22,10 +21,6 @@ def wrap(pipeline: Any, model: Model) -> StableDiffusion:
 
 class StableDiffusion(LatentModel):
     """A ``StableDiffusionPipeline``, or one made to inpaint."""
-
-    def __init__(self, pipeline: Any, model: Model) -> None:
-        super().__init__(pipeline, model)
-        self.encode = lru_cache(PROMPTS_KEPT)(self._encode)
 
     def _encode(self, text: str) -> torch.Tensor:
         """The text encoder's states of one prompt, [1, 77, width]."""

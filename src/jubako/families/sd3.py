@@ -6,13 +6,12 @@ https://arxiv.org/abs/2403.03206. The T5 encoder can be left out; its states are
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any
 
 import torch
 
 from jubako.catalog import Model
-from jubako.families.latent import PROMPTS_KEPT, LatentModel, guided
+from jubako.families.latent import LatentModel, guided
 from jubako.job import Job
 
 __all__ = ["StableDiffusion3", "wrap"]
@@ -27,10 +26,6 @@ def wrap(pipeline: Any, model: Model) -> StableDiffusion3:
 
 class StableDiffusion3(LatentModel):
     """A ``StableDiffusion3Pipeline``."""
-
-    def __init__(self, pipeline: Any, model: Model) -> None:
-        super().__init__(pipeline, model)
-        self.encode = lru_cache(PROMPTS_KEPT)(self._encode)
 
     def steps_left_out(self, steps: int, strength: float) -> int:
         """How many of the first steps are left out; this family's pipelines round the other way."""

@@ -7,13 +7,12 @@ only and is told an aesthetic score in place of the target size.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any
 
 import torch
 
 from jubako.catalog import Model
-from jubako.families.latent import PROMPTS_KEPT, LatentModel, guided
+from jubako.families.latent import LatentModel, guided
 from jubako.job import Job, MicroConditioning
 
 __all__ = ["StableDiffusionXL", "wrap"]
@@ -30,10 +29,6 @@ def wrap(pipeline: Any, model: Model) -> StableDiffusionXL:
 
 class StableDiffusionXL(LatentModel):
     """A ``StableDiffusionXLPipeline`` or ``…Img2ImgPipeline`` (the refiner) or ``…InpaintPipeline``."""
-
-    def __init__(self, pipeline: Any, model: Model) -> None:
-        super().__init__(pipeline, model)
-        self.encode = lru_cache(PROMPTS_KEPT)(self._encode)
 
     def _encode(self, text: str) -> tuple[torch.Tensor, torch.Tensor]:
         """The text encoders' states of one prompt, [1, 77, width], and the pooled one, [1, width]."""
@@ -76,7 +71,8 @@ class StableDiffusionXL(LatentModel):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if not text and self.pipeline.config.force_zeros_for_empty_prompt:
             return torch.zeros_like(positive[0]), torch.zeros_like(positive[1])
-        return self.encode(text)
+        encoded: tuple[torch.Tensor, torch.Tensor] = self.encode(text)
+        return encoded
 
     @property
     def _scored(self) -> bool:
