@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from checkpoints_sd3 import sd3_text_encoders, sd3_transformer
 
-__all__ = ["original"]
+__all__ = ["original", "original_vae"]
 
 State = dict[str, torch.Tensor]
 
@@ -56,7 +56,7 @@ def original(pipeline: Any) -> State:
         denoiser, text = sd3_transformer(transformer), sd3_text_encoders(pipeline)
     else:
         denoiser, text = _renamed(pipeline.unet, _unet_name(pipeline.unet)), _text_encoders(pipeline)
-    vae = _vae(pipeline.vae)
+    vae = original_vae(pipeline.vae)
     return (
         _prefixed("model.diffusion_model.", denoiser)
         | _prefixed("first_stage_model.", vae)
@@ -64,7 +64,8 @@ def original(pipeline: Any) -> State:
     )
 
 
-def _vae(vae: Any) -> State:
+def original_vae(vae: Any) -> State:
+    """The weights of an autoencoder of pictures."""
     state = _renamed(vae, _vae_name(len(vae.config.block_out_channels)))
     # There the attention's layers are convolutions of one pixel.
     pixel = re.compile(r"attn_1\.(q|k|v|proj_out)\.weight")

@@ -21,6 +21,7 @@ from jubako.engine.batcher import StepBatcher, Ticket
 from jubako.engine.samples import Sample
 from jubako.families import sd, sd3, sdxl
 from jubako.families.latent import LatentModel
+from jubako.families.loaded import LoadedModel
 from jubako.job import Job, MicroConditioning
 from jubako.pictures import png
 from jubako.schedulers import resolve_scheduler
@@ -201,7 +202,7 @@ def _arguments(job: Job) -> dict[str, Any]:
     return arguments
 
 
-def prepared(models: Mapping[str, LatentModel], one: Job) -> Sample:
+def prepared(models: Mapping[str, LoadedModel], one: Job) -> Sample:
     """The job's sample, with the refiner's behind it where there is one."""
     sample = models[one.model].prepare(one)
     if one.refinement:
@@ -209,7 +210,7 @@ def prepared(models: Mapping[str, LatentModel], one: Job) -> Sample:
     return sample
 
 
-def batched(models: Mapping[str, LatentModel], jobs: Sequence[Job]) -> list[Outcome]:
+def batched(models: Mapping[str, LoadedModel], jobs: Sequence[Job]) -> list[Outcome]:
     """All jobs through one batcher, each arriving while those before it run."""
     batcher = StepBatcher()
     samples: list[Sample] = []
@@ -225,7 +226,7 @@ def batched(models: Mapping[str, LatentModel], jobs: Sequence[Job]) -> list[Outc
     # Tickets are added while this waits for earlier ones; each is there when the one before it is done.
     pictures: list[torch.Tensor] = []
     while len(pictures) < len(jobs):
-        pictures.append(tickets[len(pictures)].picture.result(60))
+        pictures.append(tickets[len(pictures)].decoded.result(60))
     if len(jobs) > 1 and all(len(sample.schedule) > 2 for sample in samples):
         assert batcher.rows > batcher.forwards, "nothing was batched"
     batcher.close()
@@ -233,7 +234,7 @@ def batched(models: Mapping[str, LatentModel], jobs: Sequence[Job]) -> list[Outc
     return [Outcome(s.latents, p) for s, p in zip(last, pictures, strict=True)]
 
 
-def alone(models: Mapping[str, LatentModel], one: Job) -> Outcome:
+def alone(models: Mapping[str, LoadedModel], one: Job) -> Outcome:
     """One job with the batcher to itself."""
     return batched(models, [one])[0]
 

@@ -386,6 +386,29 @@ def test_a_model_is_not_on_disk_without_its_whole_overlay(the_hub: Hub, lightnin
     assert find_weights(lightning.home, lightning.entry(name)) is not None
 
 
+def test_motion_modules_come_with_the_config_beside_them(the_hub: Hub, lightning: Machine) -> None:
+    overlay = {"repo": LIGHTNING, "file": "motion/modules.safetensors", "kind": "motion"}
+    document = {"family": "video", "models": {"animatediff": {"weights": {"repo": BASE, "overlay": overlay}}}}
+    (lightning.folder / "catalog" / "video.yaml").write_text(json.dumps(document))
+    files = {"motion/modules.safetensors": b"modules", "motion/config.json": b"{}", "config.json": b"[]"}
+    the_hub.repositories[LIGHTNING] = Repository(files)
+    status, printed = lightning.pull("animatediff")
+    assert status == 0, printed
+    assert set(the_hub.fetched()) >= {UNET, VAE, "motion/modules.safetensors", "motion/config.json"}
+    found = find_overlay(lightning.home, lightning.entry("animatediff"))
+    assert found is not None
+    assert found.with_name("config.json").read_bytes() == b"{}"
+
+
+def test_an_original_file_brings_the_autoencoder_too(the_hub: Hub, lightning: Machine) -> None:
+    overlay = {"repo": LIGHTNING, "file": UNET_FILE, "kind": "original"}
+    document = {"family": "video", "models": {"sv3d-u": {"weights": {"repo": BASE, "overlay": overlay}}}}
+    (lightning.folder / "catalog" / "video.yaml").write_text(json.dumps(document))
+    status, printed = lightning.pull("sv3d-u")
+    assert status == 0, printed
+    assert set(the_hub.fetched()) == {"model_index.json", UNET_FILE, "unet/config.json", "vae/config.json"}
+
+
 def test_an_overlay_that_the_hub_does_not_have_is_named(the_hub: Hub, lightning: Machine) -> None:
     del the_hub.repositories[LIGHTNING].files[UNET_FILE]
     status, printed = lightning.pull("sdxl-lightning-4step")

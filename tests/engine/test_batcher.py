@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,9 @@ class CountingDenoiser:
     max_rows: int = 8
     gate: threading.Event = field(default_factory=threading.Event)
     forwards: list[list[int]] = field(default_factory=list)
+    decoded: list[int] = field(default_factory=list)
     before: Callable[[], None] = lambda: None
+    shown: Callable[[torch.Tensor], torch.Tensor | None] = lambda latents: latents[0, :3]
 
     def predict(
         self,
@@ -41,7 +44,11 @@ class CountingDenoiser:
         return torch.zeros_like(inputs)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        self.decoded.append(len(latents))
         return latents[:, :3]
+
+    def preview(self, latents: torch.Tensor) -> torch.Tensor | None:
+        return self.shown(latents)
 
 
 def sample(
@@ -76,7 +83,7 @@ def test_samples_with_other_step_counts_share_forwards_and_leave_when_done(batch
     tickets = [submit(batcher, sample(denoiser, seed, steps)) for seed, steps in ((1, 4), (2, 2), (3, 4))]
     denoiser.gate.set()
     for seed, ticket in enumerate(tickets, 1):
-        assert ticket.picture.result(10).flatten()[0] == seed
+        assert ticket.decoded.result(10).flatten()[0] == seed
     whole = [forward for forward in denoiser.forwards if len(forward) == 3]
     assert len(whole) >= 1
     assert [sum(seed in forward for forward in denoiser.forwards) for seed in (1, 2, 3)] == [4, 2, 4]
@@ -94,8 +101,8 @@ def test_a_newcomer_joins_at_the_next_step(batcher: StepBatcher) -> None:
             submit(batcher, late, joined)
 
     first = submit(batcher, sample(denoiser, 1, 10), Ticket(join))
-    first.picture.result(10)
-    joined.picture.result(10)
+    first.decoded.result(10)
+    joined.decoded.result(10)
     assert denoiser.forwards == [[1]] * 3 + [[1, 2]] * 2 + [[1]] * 5
 
 
@@ -104,7 +111,7 @@ def test_a_guided_sample_takes_two_rows_and_no_forward_exceeds_the_limit(batcher
     tickets = [submit(batcher, sample(denoiser, seed, 3, guided=seed % 2 == 0)) for seed in range(6)]
     denoiser.gate.set()
     for ticket in tickets:
-        ticket.picture.result(10)
+        ticket.decoded.result(10)
     rows = [sum(forward.count(seed) for forward in denoiser.forwards) for seed in range(6)]
     assert rows == [6, 3, 6, 3, 6, 3]
     assert batcher.rows == sum(rows)
@@ -121,11 +128,11 @@ def test_samples_past_the_row_limit_take_turns(batcher: StepBatcher) -> None:
     tickets = []
     for seed, steps in ((1, 20), (2, 20), (3, 2)):
         ticket = submit(batcher, sample(denoiser, seed, steps))
-        ticket.picture.add_done_callback(partial(note, seed))
+        ticket.decoded.add_done_callback(partial(note, seed))
         tickets.append(ticket)
     denoiser.gate.set()
     for ticket in tickets:
-        ticket.picture.result(10)
+        ticket.decoded.result(10)
     assert order[0] == 3, "the short job waited for the long ones"
     last = max(i for i, forward in enumerate(denoiser.forwards) if 3 in forward)
     assert last <= 4
@@ -136,7 +143,7 @@ def test_buckets_take_turns(batcher: StepBatcher) -> None:
     tickets = [submit(batcher, sample(denoiser, side, 6, side=side)) for side in (2, 3, 4)]
     denoiser.gate.set()
     for ticket in tickets:
-        ticket.picture.result(10)
+        ticket.decoded.result(10)
     first_turns = [forward[0] for forward in denoiser.forwards[1:7]]
     assert sorted(first_turns) == [2, 2, 3, 3, 4, 4], "a bucket got more turns than another"
 
@@ -154,11 +161,11 @@ def test_cancelling_frees_the_rows_within_one_step(batcher: StepBatcher) -> None
     ticket = Ticket(stop_at_ten)
     submit(batcher, sample(denoiser, 1, 50), ticket)
     with pytest.raises(Cancelled):
-        ticket.picture.result(10)
+        ticket.decoded.result(10)
     assert steps_taken == list(range(1, 11))
     assert denoiser.forwards == [[1]] * 10
     other = submit(batcher, sample(denoiser, 2, 1))
-    other.picture.result(10)
+    other.decoded.result(10)
     assert denoiser.forwards[10:] == [[2]]
 
 
@@ -168,7 +175,7 @@ def test_a_job_cancelled_before_its_first_step_takes_none(batcher: StepBatcher) 
     ticket.cancel()
     submit(batcher, sample(denoiser, 1, 5), ticket)
     with pytest.raises(Cancelled):
-        ticket.picture.result(10)
+        ticket.decoded.result(10)
     assert denoiser.forwards == []
 
 
@@ -179,11 +186,11 @@ def test_a_failing_forward_fails_its_samples_and_the_next_ones_run(batcher: Step
     denoiser = CountingDenoiser(before=explode)
     denoiser.gate.set()
     with pytest.raises(GenerationFailed) as caught:
-        submit(batcher, sample(denoiser, 1, 5)).picture.result(10)
+        submit(batcher, sample(denoiser, 1, 5)).decoded.result(10)
     assert isinstance(caught.value.__cause__, RuntimeError)
     assert "memory" not in caught.value.message
     denoiser.before = lambda: None
-    submit(batcher, sample(denoiser, 2, 5)).picture.result(10)
+    submit(batcher, sample(denoiser, 2, 5)).decoded.result(10)
 
 
 @pytest.mark.parametrize("call", ["scale_model_input", "step"])
@@ -201,24 +208,24 @@ def test_a_failing_scheduler_takes_only_its_own_sample(
     denoiser.gate.set()
     failing = tickets.pop(1)
     for ticket in tickets:
-        ticket.picture.result(10)
+        ticket.decoded.result(10)
     with pytest.raises(GenerationFailed):
-        failing.picture.result(10)
+        failing.decoded.result(10)
 
 
 def test_a_waiter_that_goes_away_does_not_harm_the_others(batcher: StepBatcher) -> None:
     denoiser = CountingDenoiser()
     left, stays = submit(batcher, sample(denoiser, 1, 3)), submit(batcher, sample(denoiser, 2, 3))
-    assert not left.picture.cancel()
+    assert not left.decoded.cancel()
     denoiser.gate.set()
-    stays.picture.result(10)
+    stays.decoded.result(10)
 
 
 def test_progress_is_told_after_every_step(batcher: StepBatcher) -> None:
     denoiser = CountingDenoiser()
     denoiser.gate.set()
     told: list[tuple[int, int]] = []
-    submit(batcher, sample(denoiser, 1, 4), Ticket(lambda *progress: told.append(progress))).picture.result(
+    submit(batcher, sample(denoiser, 1, 4), Ticket(lambda *progress: told.append(progress))).decoded.result(
         10
     )
     assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
@@ -230,5 +237,150 @@ def test_closing_finishes_what_runs() -> None:
     ticket = submit(batcher, sample(denoiser, 1, 5))
     denoiser.gate.set()
     batcher.close()
-    assert ticket.picture.done()
+    assert ticket.decoded.done()
     assert len(denoiser.forwards) == 5
+
+
+def clip(
+    denoiser: CountingDenoiser, seed: int, steps: int, decode: Callable[[torch.Tensor], torch.Tensor]
+) -> Sample:
+    return replace(sample(denoiser, seed, steps), latents=torch.zeros(1, 5, 4, 2, 2), decode=decode)
+
+
+def test_samples_without_a_way_of_their_own_are_decoded_together(batcher: StepBatcher) -> None:
+    denoiser = CountingDenoiser()
+    first = submit(batcher, sample(denoiser, 0, 1))
+    tickets = [submit(batcher, sample(denoiser, seed, 3)) for seed in (1, 2, 3)]
+    denoiser.gate.set()
+    for ticket in (first, *tickets):
+        ticket.decoded.result(10)
+    assert denoiser.decoded == [1, 3]
+
+
+def test_clips_are_decoded_one_by_one_each_in_its_own_way(batcher: StepBatcher) -> None:
+    denoiser = CountingDenoiser()
+    seen = []
+
+    def decode(number: int, latents: torch.Tensor) -> torch.Tensor:
+        seen.append((number, tuple(latents.shape)))
+        return latents + number
+
+    first = submit(batcher, sample(denoiser, 0, 1))
+    tickets = [submit(batcher, clip(denoiser, i, 3, partial(decode, i))) for i in (1, 2)]
+    denoiser.gate.set()
+    first.decoded.result(10)
+    results = [ticket.decoded.result(10) for ticket in tickets]
+    assert seen == [(1, (1, 5, 4, 2, 2)), (2, (1, 5, 4, 2, 2))]
+    assert [len(forward) for forward in denoiser.forwards] == [1, 2, 2, 2]
+    assert [int(result.mean()) for result in results] == [1, 2]
+    assert results[0].shape == (5, 4, 2, 2)
+
+
+def test_a_clip_that_can_not_be_decoded_harms_no_other(batcher: StepBatcher) -> None:
+    def explode(_: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("no memory left")
+
+    denoiser = CountingDenoiser()
+    bad = submit(batcher, clip(denoiser, 1, 2, explode))
+    good = submit(batcher, clip(denoiser, 2, 2, lambda latents: -latents))
+    denoiser.gate.set()
+    good.decoded.result(10)
+    with pytest.raises(GenerationFailed):
+        bad.decoded.result(10)
+
+
+def test_a_clip_cancelled_at_its_last_step_is_not_decoded(batcher: StepBatcher) -> None:
+    decoded = []
+
+    def decode(latents: torch.Tensor) -> torch.Tensor:
+        decoded.append(1)
+        return latents
+
+    denoiser = CountingDenoiser()
+    denoiser.gate.set()
+    ticket = Ticket(lambda step, steps: ticket.cancel() if step == steps else None)
+    submit(batcher, clip(denoiser, 1, 2, decode), ticket)
+    with pytest.raises(Cancelled):
+        ticket.decoded.result(10)
+    assert decoded == []
+
+
+def test_guidance_of_its_own_for_each_frame() -> None:
+    guided = replace(
+        sample(CountingDenoiser(), 1, 1, guided=True),
+        guidance=torch.tensor([1.0, 2.0, 3.0]).view(1, 3, 1, 1, 1),
+    )
+    negative, positive = torch.zeros(1, 3, 4, 2, 2), torch.ones(1, 3, 4, 2, 2)
+    result = guided.guided(torch.cat([negative, positive]))
+    assert result.mean((0, 2, 3, 4)).tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_channels_stand_beside_the_latents_of_every_row(rows: int) -> None:
+    channels = torch.arange(float(rows)).view(rows, 1, 1, 1, 1).expand(rows, 5, 4, 2, 2)
+    guided = replace(
+        sample(CountingDenoiser(), 1, 1, guided=True),
+        latents=torch.full((1, 5, 4, 2, 2), 7.0),
+        channels=channels,
+    )
+    inputs = guided.inputs()
+    assert inputs.shape == (2, 5, 8, 2, 2)
+    assert torch.equal(inputs[0, :, :4], inputs[1, :, :4])
+    assert inputs[:, 0, 4, 0, 0].tolist() == ([0, 0] if rows == 1 else [0, 1])
+
+
+def test_previews_come_every_few_steps_but_not_after_the_last(
+    batcher: StepBatcher,
+) -> None:
+    denoiser = CountingDenoiser()
+    denoiser.gate.set()
+    heard: list[int | torch.Tensor] = []
+    ticket = Ticket(lambda step, _: heard.append(step), preview_every=2, on_preview=heard.append)
+    submit(batcher, sample(denoiser, 3, 6), ticket).decoded.result(10)
+    steps = [entry if isinstance(entry, int) else "preview" for entry in heard]
+    assert steps == [1, 2, "preview", 3, 4, "preview", 5, 6]
+    shown = heard[2]
+    assert isinstance(shown, torch.Tensor)
+    assert shown.shape == (3, 2, 2)
+
+
+@pytest.mark.parametrize("wanted", [{}, {"preview_every": 2}, {"on_preview": lambda _: None}])
+def test_without_a_listener_nothing_is_previewed(batcher: StepBatcher, wanted: dict[str, Any]) -> None:
+    calls = []
+    denoiser = CountingDenoiser(shown=lambda latents: calls.append(1))
+    denoiser.gate.set()
+    submit(batcher, sample(denoiser, 3, 6), Ticket(**wanted)).decoded.result(10)
+    assert calls == []
+
+
+def test_a_model_without_previews_shows_none(batcher: StepBatcher) -> None:
+    denoiser = CountingDenoiser(shown=lambda _: None)
+    denoiser.gate.set()
+    shown: list[torch.Tensor] = []
+    submit(batcher, sample(denoiser, 3, 6), Ticket(preview_every=1, on_preview=shown.append)).decoded.result(
+        10
+    )
+    assert shown == []
+
+
+@pytest.mark.parametrize("culprit", ["model", "estimate", "listener"])
+def test_a_failing_preview_harms_nobody(
+    batcher: StepBatcher,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    culprit: str,
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("no colours today")
+
+    denoiser = CountingDenoiser()
+    denoiser.gate.set()
+    one = sample(denoiser, 3, 4)
+    if culprit == "model":
+        denoiser.shown = fail
+    if culprit == "estimate":
+        monkeypatch.setattr(one.schedule, "estimate", fail)
+    ticket = Ticket(preview_every=1, on_preview=fail if culprit == "listener" else lambda _: None)
+    plain = submit(batcher, sample(denoiser, 3, 4)).decoded.result(10)
+    assert torch.equal(submit(batcher, one, ticket).decoded.result(10), plain)
+    assert "a preview failed" in caplog.text

@@ -52,7 +52,7 @@ def test_pickles_are_refused_with_the_reason(ending: str) -> None:
     [
         ({"file": "mine.onnx"}, "mine.onnx is no .safetensors file"),
         ({"folder": "mine", "config": "sdxl"}, "config goes with file"),
-        ({"folder": "mine", "file": "mine.safetensors"}, "give one of repo, folder and file"),
+        ({"folder": "mine", "file": "mine.safetensors"}, "give one of repo, folder, file and worker"),
         ({"folder": "mine", "overlay": {"repo": "a/b", "file": "/x.safetensors"}}, "is no file of a/b"),
         ({"folder": "mine", "overlay": {"repo": "a/b", "file": "../x.safetensors"}}, "is no file of a/b"),
     ],
@@ -98,7 +98,7 @@ def test_t5_is_not_fetched_when_left_out() -> None:
 def test_only_a_whole_denoiser_replaces_that_of_the_repository() -> None:
     denoiser = "transformer/diffusion_pytorch_model.safetensors"
     model = load_catalog().model("sd3.5-medium")
-    for kind, fetched in (("denoiser", False), ("lora", True)):
+    for kind, fetched in (("denoiser", False), ("lora", True), ("motion", True), ("original", False)):
         overlay = Overlay.model_validate({"file": "x.safetensors", "kind": kind})
         laid = model.model_copy(update={"weights": model.weights.model_copy(update={"overlay": overlay})})
         taken = choose_files(SD3_FILES, SD3_INDEX, laid)

@@ -2,7 +2,8 @@
 
 A sample joins at any step boundary and leaves when its last step is done, or when it is cancelled. Buckets
 take turns, and so do the samples of a bucket that has more rows than one forward may hold: nobody starves,
-and a short job is not held up by a long one. Finished samples of a turn are decoded together.
+and a short job is not held up by a long one. Finished samples of a turn are decoded together, but those that
+have a way of their own (clips, a few frames at a time) one by one.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from time import perf_counter
 
 import torch
 
-from jubako.engine.samples import Sample, predict_together
+from jubako.engine.samples import Denoiser, Sample, predict_together
 from jubako.errors import Cancelled, GenerationFailed
 
 __all__ = ["StepBatcher", "Ticket"]
@@ -26,14 +27,27 @@ logger = logging.getLogger(__name__)
 
 
 class Ticket:
-    """A job's place in the batcher: cancel it, hear of its steps, wait for its picture [3, H, W]."""
+    """A job's place in the batcher: cancel it, hear of its steps, wait for what is decoded of it.
 
-    def __init__(self, on_step: Callable[[int, int], None] | None = None) -> None:
-        self.picture: Future[torch.Tensor] = Future()
+    That is a picture [3, H, W] from 0 to 1, or whatever else the model's ``decode`` gives. After every
+    ``preview_every`` steps but the last, ``on_preview`` gets a small picture [3, h, w] of what there is so
+    far. Both listeners are called on the denoiser's thread, a step's ``on_step`` before its ``on_preview``.
+    """
+
+    def __init__(
+        self,
+        on_step: Callable[[int, int], None] | None = None,
+        *,
+        preview_every: int = 0,
+        on_preview: Callable[[torch.Tensor], None] | None = None,
+    ) -> None:
+        self.decoded: Future[torch.Tensor] = Future()
         # Marked as running, so that a waiter that goes away can't take the future with it.
-        self.picture.set_running_or_notify_cancel()
+        self.decoded.set_running_or_notify_cancel()
         self.denoised_at = self.decoded_at = 0.0
         self._on_step = on_step
+        self._preview_every = preview_every
+        self._on_preview = on_preview
         self._cancelled = threading.Event()
 
     def cancel(self) -> None:
@@ -53,6 +67,16 @@ class Ticket:
             except Exception:
                 logger.exception("a progress listener failed")
 
+    def shows(self, step: int, steps: int) -> bool:
+        """Whether a preview is wanted after this step."""
+        wanted = self._on_preview is not None and self._preview_every > 0
+        return wanted and step < steps and step % self._preview_every == 0
+
+    def show(self, picture: torch.Tensor) -> None:
+        """Hand over a preview."""
+        if self._on_preview is not None:
+            self._on_preview(picture)
+
 
 class StepBatcher:
     """Owns the denoiser thread. ``submit`` from any thread; ``close`` lets the running samples finish.
@@ -71,7 +95,7 @@ class StepBatcher:
         self._thread.start()
 
     def submit(self, sample: Sample, ticket: Ticket) -> None:
-        """Let the sample join at the next step boundary; its picture arrives in ``ticket.picture``."""
+        """Let the sample join at the next step boundary; what it becomes arrives in ``ticket.decoded``."""
         self._inbox.put((sample, ticket))
 
     def close(self) -> None:
@@ -108,7 +132,7 @@ class StepBatcher:
         for key, members in list(self._buckets.items()):
             for member in [member for member in members if member[1].cancelled]:
                 members.remove(member)
-                member[1].picture.set_exception(Cancelled("the job was cancelled"))
+                member[1].decoded.set_exception(Cancelled("the job was cancelled"))
             if not members:
                 del self._buckets[key]
 
@@ -172,35 +196,75 @@ def _scaled(
 
 def _advance(sample: Sample, ticket: Ticket, prediction: torch.Tensor) -> bool:
     """One scheduler step; a scheduler that fails takes only its own sample with it."""
+    estimate = None
     try:
-        sample.advance(prediction)
+        guided = sample.guided(prediction)
+        step, steps = sample.progress
+        if ticket.shows(step + 1, steps):
+            estimate = _estimate(sample, guided)
+        sample.advance(guided)
     except Exception as error:
         logger.exception("a scheduler failed")
         _fail([(sample, ticket)], error)
         return False
     ticket.stepped(*sample.progress)
+    if estimate is not None:
+        _show(sample.denoiser, estimate, ticket)
     return True
 
 
+def _estimate(sample: Sample, guided: torch.Tensor) -> torch.Tensor | None:
+    """The clean latents by now; a failure costs the preview only."""
+    try:
+        return sample.estimate(guided)
+    except Exception:
+        logger.exception("a preview failed")
+        return None
+
+
+def _show(denoiser: Denoiser, latents: torch.Tensor, ticket: Ticket) -> None:
+    """Hand a preview to the listener; whatever fails costs the preview only."""
+    try:
+        if (picture := denoiser.preview(latents)) is not None:
+            ticket.show(picture)
+    except Exception:
+        logger.exception("a preview failed")
+
+
 def _decode(finished: Sequence[tuple[Sample, Ticket]]) -> None:
-    """Decode the latents of one bucket together and hand out the pictures."""
+    """Decode the latents of one bucket and hand out what they become."""
     now = perf_counter()
     for _, ticket in finished:
         ticket.denoised_at = now
+    together = [member for member in finished if member[0].decode is None]
+    if together:
+        _hand_out(together, together[0][0].denoiser.decode)
+    for sample, ticket in finished:
+        if sample.decode is None:
+            continue
+        if ticket.cancelled:  # a clip takes seconds to decode
+            ticket.decoded.set_exception(Cancelled("the job was cancelled"))
+        else:
+            _hand_out([(sample, ticket)], sample.decode)
+
+
+def _hand_out(
+    finished: Sequence[tuple[Sample, Ticket]], decode: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
     try:
-        pictures = finished[0][0].denoiser.decode(torch.cat([sample.latents for sample, _ in finished]))
+        decoded = decode(torch.cat([sample.latents for sample, _ in finished]))
     except Exception as error:
         logger.exception("decoding %d samples failed", len(finished))
         _fail(finished, error)
         return
     now = perf_counter()
-    for (_, ticket), picture in zip(finished, pictures, strict=True):
+    for (_, ticket), result in zip(finished, decoded, strict=True):
         ticket.decoded_at = now
-        ticket.picture.set_result(picture)
+        ticket.decoded.set_result(result)
 
 
 def _fail(batch: Sequence[tuple[Sample, Ticket]], error: Exception) -> None:
     for _, ticket in batch:
         failure = GenerationFailed("the model failed on this job; the server's log says why")
         failure.__cause__ = error
-        ticket.picture.set_exception(failure)
+        ticket.decoded.set_exception(failure)

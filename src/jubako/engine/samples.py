@@ -1,11 +1,14 @@
-"""One picture under denoising: its latents, its own scheduler, its own generator, its own step index.
+"""One picture, clip or object under denoising: its latents, its own scheduler, generator and step index.
+
+Latents are [1, …]: [1, c, h, w] of a picture, [1, frames, c, h, w] or [1, c, frames, h, w] of a clip, or
+whatever else the denoiser takes.
 
 The arithmetic is that of the stock pipelines' loops, one step of it at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -29,11 +32,18 @@ class Denoiser(Protocol):
         conditioning: Mapping[str, torch.Tensor],
         skip_layers: tuple[int, ...] = (),
     ) -> torch.Tensor:
-        """One forward: inputs [rows, c, h, w], timesteps [rows], conditioning [rows, …]; as many out."""
+        """One forward: inputs [rows, …], timesteps [rows], conditioning [rows, …]; as many out."""
         ...
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents [n, c, h, w] to pictures [n, 3, H, W] with values from 0 to 1."""
+        """Latents [n, …] to what they stand for: pictures [n, 3, H, W] with values from 0 to 1, and so on."""
+        ...
+
+    def preview(self, latents: torch.Tensor) -> torch.Tensor | None:
+        """Roughly what clean latents [1, …] will be: a small picture [3, h, w] from 0 to 1, on the CPU.
+
+        None where a model has none to show.
+        """
         ...
 
 
@@ -56,10 +66,12 @@ class Kept:
 
 @dataclass
 class Sample:
-    """A picture in the making.
+    """A picture, clip or object in the making.
 
-    ``conditioning`` holds one row, or two with the negative one first. ``channels`` [1, k, h, w] are given to
-    the denoiser beside the latents. ``successor`` goes on from this one's latents with another denoiser;
+    ``conditioning`` holds one row, or two with the negative one first. ``channels`` [1 or rows, …, k, h, w]
+    are given to the denoiser beside the latents. ``guidance`` [1, …] has a scale for each frame, of which
+    ``guidance_scale`` is the largest. ``decode`` stands for the denoiser's where a sample is decoded in a way
+    of its own, and then alone. ``successor`` goes on from this one's latents with another denoiser;
     ``earlier`` counts the forwards of those before it.
     """
 
@@ -70,6 +82,8 @@ class Sample:
     guidance_scale: float
     kept: Kept | None = None
     channels: torch.Tensor | None = None
+    guidance: torch.Tensor | None = None
+    decode: Callable[[torch.Tensor], torch.Tensor] | None = None
     skip_layer_guidance: SkipLayerGuidance | None = None
     successor: Sample | None = None
     earlier: int = 0
@@ -100,22 +114,35 @@ class Sample:
         return skipping.layers
 
     def inputs(self) -> torch.Tensor:
-        """The denoiser's input, [rows, c, h, w]."""
-        scaled = self.schedule.scaled(self.latents)
+        """The denoiser's input, [rows, …]."""
+        scaled = self._rows_of(self.schedule.scaled(self.latents))
         if self.channels is not None:
-            scaled = torch.cat([scaled, self.channels], dim=1)
-        return scaled.expand(self.rows, -1, -1, -1)
+            scaled = torch.cat([scaled, self._rows_of(self.channels)], dim=-3)
+        return scaled
 
-    def advance(self, prediction: torch.Tensor) -> None:
-        """Take one step with the denoiser's output of this sample's rows; one without layers stands last."""
-        if self.rows == 2:
-            negative, positive, *without_layers = prediction.split(1)
-            prediction = negative + self.guidance_scale * (positive - negative)
-            if without_layers and self.skip_layer_guidance:
-                prediction = prediction + self.skip_layer_guidance.scale * (positive - without_layers[0])
-        self.latents = self.schedule.advance(prediction, self.latents)
+    def guided(self, prediction: torch.Tensor) -> torch.Tensor:
+        """The denoiser's output of this sample's rows as one, [1, …]; that without layers stands last."""
+        if self.rows == 1:
+            return prediction
+        negative, positive, *without_layers = prediction.split(1)
+        scale = self.guidance_scale if self.guidance is None else self.guidance
+        guided: torch.Tensor = negative + scale * (positive - negative)
+        if without_layers and self.skip_layer_guidance:
+            guided = guided + self.skip_layer_guidance.scale * (positive - without_layers[0])
+        return guided
+
+    def estimate(self, guided: torch.Tensor) -> torch.Tensor:
+        """The clean latents [1, …] that a guided prediction at this step amounts to."""
+        return self.schedule.estimate(guided, self.latents)
+
+    def advance(self, guided: torch.Tensor) -> None:
+        """Take one step with the guided prediction."""
+        self.latents = self.schedule.advance(guided, self.latents)
         if self.kept is not None:
             self.latents = self.kept.around(self.latents, self.schedule)
+
+    def _rows_of(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.expand(self.rows, *tensor.shape[1:])
 
     def handed_over(self) -> Sample | None:
         """The successor with this sample's latents, or None when there is none."""

@@ -6,14 +6,19 @@ The arithmetic is that of the stock pipelines' loops, one step of it at a time.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
 from jubako.schedulers import resolve_scheduler
 
 __all__ = ["Schedule", "make_scheduler"]
+
+# Of pure noise nothing can be told.
+_LEAST_CLEAN = 1e-3
 
 
 def make_scheduler(config: Mapping[str, Any], name: str, flow: bool = False) -> Any:
@@ -117,6 +122,36 @@ class Schedule:
         )[0]
         self._index += 1
         return latents
+
+    def estimate(self, prediction: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+        """The clean latents that a prediction for these noisy ones amounts to.
+
+        Scaled for the denoiser, the latents of every kind of scheduler are ``a * clean + b * noise`` with
+        a² + b² = 1, or a + b = 1 where a flow is predicted; a and b follow from the timestep alone.
+        """
+        config, scaled = self._scheduler.config, self.scaled(latents)
+        kind = config.get("prediction_type", "flow_prediction")
+        clean: torch.Tensor
+        if kind == "sample":
+            clean = prediction
+        elif kind == "flow_prediction":
+            clean = scaled - float(self.timestep) / config.num_train_timesteps * prediction
+        else:
+            cleanness = self._cleanness()
+            a, b = cleanness**0.5, (1 - cleanness) ** 0.5
+            if kind == "v_prediction":
+                clean = a * scaled - b * prediction
+            else:
+                clean = (scaled - b * prediction) / max(a, _LEAST_CLEAN)
+        return clean
+
+    def _cleanness(self) -> float:
+        """a² at the next forward's timestep; between two whole timesteps, between theirs."""
+        timestep = float(self.timestep)
+        if self._scheduler.config.get("timestep_type") == "continuous":
+            return 1 / (1 + math.exp(8 * timestep))  # the timestep is a quarter of the logarithm of b / a
+        known = self._scheduler.alphas_cumprod.numpy()
+        return float(np.interp(timestep, np.arange(len(known)), known))
 
     def _begin(self, index: int) -> None:
         self._first = self._index = index

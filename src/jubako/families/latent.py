@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -23,7 +23,12 @@ from jubako.catalog import Model
 from jubako.engine.samples import Kept, Sample
 from jubako.engine.schedule import Schedule, make_scheduler
 from jubako.errors import InvalidRequest
+from jubako.families.loaded import Finished
+from jubako.families.preview import ColourMap, fitted
 from jubako.job import Job
+from jubako.media import MEDIA_TYPES, encode_image
+from jubako.pictures import composited
+from jubako.result import File
 
 __all__ = ["LatentModel", "guided"]
 
@@ -117,7 +122,7 @@ class LatentModel(ABC):
         scheduler = make_scheduler(self.pipeline.scheduler.config, job.scheduler, self.model.flow)
         return Schedule(scheduler, job.num_inference_steps, generator)
 
-    def latent_shape(self, job: Job) -> tuple[int, int, int, int]:
+    def latent_shape(self, job: Job) -> tuple[int, ...]:
         """[1, c, h, w] of the job's latents."""
         factor = self.pipeline.vae_scale_factor
         channels: int = self.pipeline.vae.config.latent_channels
@@ -138,11 +143,33 @@ class LatentModel(ABC):
         decoded: torch.Tensor = self.pipeline.image_processor.denormalize(pictures)
         return decoded
 
+    def preview(self, latents: torch.Tensor) -> torch.Tensor | None:
+        """The picture that clean latents [1, c, h, w] amount to, [3, h, w], by colours alone."""
+        return self._colours(latents[0])
+
+    @cached_property
+    def _colours(self) -> ColourMap:
+        vae = self.pipeline.vae
+
+        def encode(pictures: torch.Tensor) -> torch.Tensor:
+            posterior = vae.encode(pictures.to(self.device, vae.dtype)).latent_dist
+            latents: torch.Tensor = (posterior.mode() - self._shift) * vae.config.scaling_factor
+            return latents
+
+        return fitted(encode, self.pipeline.vae_scale_factor)
+
     def to_image(self, picture: torch.Tensor) -> Image.Image:
         """A picture [3, H, W] with values from 0 to 1 as an image, rounded as the stock pipeline does."""
         processor = self.pipeline.image_processor
         image: Image.Image = processor.numpy_to_pil(processor.pt_to_numpy(picture[None]))[0]
         return image
+
+    def finish(self, decoded: torch.Tensor, job: Job, facts: Mapping[str, object]) -> Finished:
+        """The picture's file, its mask's surroundings taken from the original."""
+        image = composited(self.to_image(decoded), job)
+        return Finished(
+            File(content_type=MEDIA_TYPES[job.output_format], content=encode_image(image, job, facts))
+        )
 
     def picture(self, job: Job) -> torch.Tensor:
         """The picture that a job starts from, [1, 3, H, W] with values from -1 to 1."""
@@ -172,9 +199,8 @@ class _Start:
 
     def of_task(self) -> dict[str, Any]:
         """The sample's ``latents``, and what inpainting has besides."""
-        return {"txt2img": self._noise_alone, "img2img": self._picture, "inpaint": self._inpainting}[
-            self.job.task
-        ]()
+        starts = {"img2img": self._picture, "inpaint": self._inpainting}
+        return starts.get(self.job.task, self._noise_alone)()
 
     def _noise_alone(self) -> dict[str, Any]:
         return {"latents": self._noise() * self.schedule.init_noise_sigma}

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
-from PIL import Image
 
 from jubako.engine.samples import Denoiser, Sample
 from jubako.job import Job
+from jubako.result import File
 
-__all__ = ["LoadedModel"]
+__all__ = ["Finished", "LoadedModel"]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a job is answered with: its file, and further ones by name."""
+
+    file: File
+    variants: Mapping[str, File] = field(default_factory=dict)
 
 
 class LoadedModel(Denoiser, Protocol):
@@ -24,6 +34,9 @@ class LoadedModel(Denoiser, Protocol):
         """The last part of another model's job, as the successor of its sample."""
         ...
 
-    def to_image(self, picture: torch.Tensor) -> Image.Image:
-        """A picture [3, H, W] with values from 0 to 1 as an image, rounded as the stock pipeline does."""
+    def finish(self, decoded: torch.Tensor, job: Job, facts: Mapping[str, object]) -> Finished:
+        """The job's files from what ``decode`` gave for it; runs on a third thread, for several jobs at once.
+
+        ``facts`` (the weights' commit) are written into the file where it has room for them.
+        """
         ...

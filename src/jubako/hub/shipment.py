@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from huggingface_hub import HfApi, constants, hf_hub_download
@@ -193,7 +193,10 @@ def _overlay(overlay: Overlay) -> Parcel:
     if overlay.file not in remote:
         others = ", ".join(sorted(name for name in remote if name.endswith(".safetensors")))
         raise PullFailed(f"{repo} holds no {overlay.file}; its safetensors are: {others or 'none'}")
-    return Parcel(repo, commit, (remote[overlay.file],))
+    # What motion modules look like is told by the config beside them, where there is one.
+    config = str(PurePosixPath(overlay.file).with_name("config.json"))
+    beside = (remote[config],) if overlay.kind == "motion" and config in remote else ()
+    return Parcel(repo, commit, (remote[overlay.file], *beside))
 
 
 def _listing(repo: str, revision: str) -> tuple[str, Mapping[str, RemoteFile]]:

@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 INDEX = "model_index.json"
-DENOISERS = ("unet", "transformer")
+DENOISERS = ("unet", "transformer", "prior")
 
 # model.safetensors, model.fp16.safetensors, model-00001-of-00002.safetensors, model.fp16-00001-of-…
 _WEIGHTS = re.compile(r"[^.]+(?:\.(?P<variant>[^.]+?)(?:-\d+-of-\d+)?)?\.safetensors")
@@ -33,6 +33,8 @@ _WEIGHTS = re.compile(r"[^.]+(?:\.(?P<variant>[^.]+?)(?:-\d+-of-\d+)?)?\.safeten
 _SHARDS = re.compile(r"[^.]+\.safetensors\.index(?:\.(?P<variant>[^.]+))?\.json")
 _INDEX_OF_PICKLES = re.compile(r".*\.bin\.index(\.[^.]+)?\.json")
 _CONFIGS = (".json", ".txt", ".model")
+# What each kind of overlay brings whole.
+_REPLACED = {"denoiser": DENOISERS, "original": (*DENOISERS, "vae")}
 _OTHER_WEIGHTS = (".bin", ".ckpt", ".h5", ".msgpack", ".onnx", ".pb", ".pkl", ".pt", ".pth")
 
 
@@ -53,9 +55,10 @@ def choose_files(
 ) -> tuple[str, ...]:
     """The files to take, sorted; PullFailed names a component that has no safe weights or no files.
 
-    An overlay that is the whole denoiser leaves the repository's own denoiser out, except for its config.
+    What an overlay brings whole is left out of the repository's own files, except for its config.
     """
-    replaced = DENOISERS if model.weights.overlay and model.weights.overlay.kind == "denoiser" else ()
+    overlay = model.weights.overlay
+    replaced = _REPLACED.get(overlay.kind, ()) if overlay else ()
     names = tuple(names)
     chosen = {INDEX}
     for component in components(index, model):

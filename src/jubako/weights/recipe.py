@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -13,12 +15,16 @@ import torch
 from jubako.catalog import Model
 from jubako.errors import UnusableWeights
 from jubako.weights.layout import DENOISERS, components
+from jubako.weights.motion import MotionPart
 from jubako.weights.overlay import FusedPart, WholeDenoiser, touched_by_lora
 from jubako.weights.parts import FolderPart, Part, class_named, config_of, read_index, weights_of
 from jubako.weights.single_file import SingleFilePart, holds
 from jubako.weights.store import find_overlay, require_configs, require_weights
 
 __all__ = ["Recipe", "estimated_bytes", "pipeline_class", "recipe"]
+
+# Pipelines that diffusers lacks.
+_OWN = {"StableVideo3DPipeline": "jubako.weights.sv3d"}
 
 
 @dataclass(frozen=True)
@@ -31,10 +37,13 @@ class Recipe:
 
     def pipeline(self, modules: Mapping[str, torch.nn.Module]) -> Any:
         """The diffusers pipeline around these modules; it moves and casts none of them."""
+        cls = pipeline_class(self.model)
         left_out: dict[str, Any] = dict.fromkeys(self.model.weights.left_out)
         if "safety_checker" in left_out:
             left_out["requires_safety_checker"] = False
-        pipeline = pipeline_class(self.model).from_pretrained(
+        # The repository may be another pipeline's, with more parts: AnimateDiff's is Stable Diffusion's.
+        left_out = {name: value for name, value in left_out.items() if name in signature(cls).parameters}
+        pipeline = cls.from_pretrained(
             self.folder, use_safetensors=True, local_files_only=True, **left_out, **modules
         )
         pipeline.set_progress_bar_config(disable=True)
@@ -86,28 +95,40 @@ class _Kitchen:
                 yield WholeDenoiser(name, self.model.name, self.folder, cls, overlay, self.device, self.dtype)
             elif overlay and name in fused:
                 yield FusedPart(self._part(name, cls), self.model.name, pipeline_class(self.model), overlay)
+            elif overlay and kind == "motion" and name == denoiser:
+                yield MotionPart(self._part(name, cls), self.model.name, overlay, self.device, self.dtype)
+            elif overlay and kind == "original" and name in {denoiser, "vae"}:
+                yield self._original(name, cls, overlay)
             else:
                 yield self._part(name, cls)
+
+    def _original(self, name: str, cls: type[Any], file: Path) -> Part:
+        from jubako.weights.sv3d import OriginalPart
+
+        return OriginalPart(name, self.model.name, self.folder, cls, file, self.device, self._dtype_of(name))
 
     def _is_heavy(self, name: str) -> bool:
         """Tokenizers, schedulers and image processors have no config.json, every module has one."""
         return (self.folder / name / "config.json").is_file()
 
+    def _dtype_of(self, name: str) -> torch.dtype:
+        return torch.float32 if self._overflows(name) else self.dtype
+
     def _overflows(self, name: str) -> bool:
-        """Whether this is an SDXL autoencoder, which in float16 paints black.
+        """Whether this is an autoencoder of SDXL, which in float16 paints black, or of SVD.
 
         ``force_upcast`` alone does not tell: other families' configs have it too, and their pipelines, which
-        know no upcasting, rightly do not heed it.
+        know no upcasting, rightly do not heed it. Where it is unset, the classes say yes.
         """
         return (
             name == "vae"
             and self.dtype == torch.float16
-            and hasattr(pipeline_class(self.model), "upcast_vae")
-            and bool(config_of(self.folder / name).get("force_upcast"))
+            and _upcasts(pipeline_class(self.model))
+            and bool(config_of(self.folder / name).get("force_upcast", True))
         )
 
     def _part(self, name: str, cls: type[Any]) -> Part:
-        dtype = torch.float32 if self._overflows(name) else self.dtype
+        dtype = self._dtype_of(name)
         file = self.model.weights.file
         if file is not None and holds(file, name):
             return SingleFilePart(name, self.model.name, file, self.folder, cls, self.device, dtype)
@@ -119,8 +140,14 @@ class _Kitchen:
 
 
 def pipeline_class(model: Model) -> type[Any]:
-    """The diffusers class that the catalog names."""
-    import diffusers
-
-    found: type[Any] = getattr(diffusers, model.pipeline)
+    """The class that the catalog names: of diffusers, or one that diffusers lacks."""
+    module = import_module(_OWN.get(model.pipeline, "diffusers"))
+    found: type[Any] = getattr(module, model.pipeline)
     return found
+
+
+def _upcasts(pipeline: type[Any]) -> bool:
+    """Whether the stock pipeline runs its autoencoder in float32 where that asks for it."""
+    from diffusers import StableVideoDiffusionPipeline
+
+    return hasattr(pipeline, "upcast_vae") or issubclass(pipeline, StableVideoDiffusionPipeline)

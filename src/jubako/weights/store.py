@@ -192,6 +192,11 @@ def _whole_record(home: Path, model: Model) -> WeightRecord | None:
 
 
 def _not_on_disk(model: Model, models: Mapping[str, Model]) -> str:
+    if model.weights.worker is not None:
+        return (
+            f"model: {model.name} runs in a worker of its own, and none is named; set its weights.worker.url "
+            "in your catalog"
+        )
     if model.weights.file is None or not models:
         return (
             f"model: the weights of {model.name} are not on disk; fetch them with: jubako pull {model.name}"
