@@ -15,5 +15,7 @@ os.environ.setdefault("BENTOML_DISABLE_GPU_ALLOCATION", "1")
 SD = family_service("sd")
 SDXL = family_service("sdxl")
 SD3 = family_service("sd3")
+Video = family_service("video")
+Mesh = family_service("mesh")
 
-Gateway = gateway_service(sd=SD, sdxl=SDXL, sd3=SD3)
+Gateway = gateway_service(sd=SD, sdxl=SDXL, sd3=SD3, video=Video, mesh=Mesh)

@@ -269,7 +269,7 @@ def _staggered(model: Any, batcher: Any, jobs: Sequence[Job], size: int) -> dict
         sample = model.prepare(job)
         # The steps of the first picture are the clock by which the others arrive.
         ticket = Ticket(None if begun else lambda step, steps: events.put(step / steps))
-        ticket.picture.add_done_callback(lambda picture: events.put((job.seed, sample, picture)))
+        ticket.decoded.add_done_callback(lambda picture: events.put((job.seed, sample, picture)))
         batcher.submit(sample, ticket)
         begun += 1
 

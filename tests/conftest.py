@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import sqlalchemy as sa
 import torch
 
 # Modules that are no tests are imported by their names: pipelines, server.
 sys.path.insert(0, str(Path(__file__).parent))
 
+from databases import postgresql
 from oracle import Difference
 from server import Server, serving
+
+from jubako.catalog import load_catalog
+from jubako.job import new_id
+from jubako.jobs import tables
+from jubako.jobs.record import Record, Work
+from jubako.planning import plan
+from jubako.request import TextToImage
 
 TABLE = Path(__file__).parents[1] / "docs" / "parity.md"
 
@@ -58,3 +69,46 @@ def check(request: pytest.FixtureRequest) -> Iterator[Callable[[str, str, str, D
             ),
         ]
         TABLE.write_text(head + "\n".join(lines) + "\n", encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def postgresql_url() -> Iterator[str]:
+    """A PostgreSQL server, for as long as the tests run."""
+    with postgresql() as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """An empty database of each kind, as a setting has it."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'jobs.sqlite'}"
+        return
+    found: str = request.getfixturevalue("postgresql_url")
+    yield found
+    engine = sa.create_engine(tables.database_url(found, tmp_path))
+    tables.metadata.drop_all(engine)
+    with engine.begin() as connection:
+        connection.execute(sa.text("DROP SCHEMA IF EXISTS dbos CASCADE"))
+    engine.dispose()
+
+
+@pytest.fixture
+def database(ledger_url: str, tmp_path: Path) -> Iterator[sa.Engine]:
+    """The ledger's tables in it."""
+    engine = tables.open_database(tables.database_url(ledger_url, tmp_path))
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def record() -> Callable[..., Record]:
+    """A job that could be recorded, on the model of that name."""
+
+    def made(model: str = "tiny-sd", **fields: Any) -> Record:
+        job = plan(TextToImage(prompt="a red circle", model=model, seed=7), load_catalog())
+        own = {"task": job.task, "family": job.family, "model": job.model, "work": Work(jobs=(job,))}
+        given = {"id": new_id(), "state": "queued", "request_hash": "x", "created": time.time(), **own}
+        return Record.model_validate(given | fields)
+
+    return made

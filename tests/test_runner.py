@@ -279,7 +279,7 @@ def test_a_model_is_not_evicted_under_a_job_and_no_request_is_lost(
         submit(sample, ticket)
 
     def watched(name: str) -> None:
-        live = [sample for sample, ticket in submitted if not ticket.picture.done()]
+        live = [sample for sample, ticket in submitted if not ticket.decoded.done()]
         evicted_under_samples.extend(name for sample in live if sample.denoiser.model.name == name)  # type: ignore[attr-defined] # of this family
         submitted.clear()
         unload(name)

@@ -7,9 +7,11 @@ shared), the batcher's ``denoiser``, and ``encode`` (picture files). The event l
 from __future__ import annotations
 
 import asyncio
+import io
 import logging
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from time import perf_counter
 
 import torch
@@ -19,12 +21,10 @@ from jubako.catalog import Family
 from jubako.engine.batcher import StepBatcher, Ticket
 from jubako.engine.samples import Sample
 from jubako.errors import Cancelled, GenerationFailed, JubakoError, TimedOut
-from jubako.families.loaded import LoadedModel
+from jubako.families.loaded import Finished, LoadedModel
 from jubako.job import Job
 from jubako.loader import FamilyLoader
-from jubako.media import MEDIA_TYPES, encode_image
 from jubako.memory import default_budget, freeze
-from jubako.pictures import composited
 from jubako.residency import Lease, Residence, Residency
 from jubako.result import Progress, Result, Timings
 from jubako.settings import Settings
@@ -36,6 +36,8 @@ __all__ = ["Runner"]
 logger = logging.getLogger(__name__)
 
 OnProgress = Callable[[Progress], None]
+
+PREVIEW_SIDE = 256
 
 
 class Runner:
@@ -53,7 +55,7 @@ class Runner:
         self.residency: Residency[LoadedModel] = Residency(
             loader, default_budget(self.device) if budget == "auto" else budget
         )
-        self._running: dict[str, tuple[Ticket, Lease[LoadedModel]]] = {}
+        self._running: dict[str, Callable[[], object]] = {}
         self._prepare = ThreadPoolExecutor(1, "prepare")
         self._encode = ThreadPoolExecutor(2, "encode")
         self._preloads: list[Future[None]] = []
@@ -83,39 +85,63 @@ class Runner:
             for name, model in models.items()
         }
 
+    async def worker_states(self) -> dict[str, Residence]:
+        """Of the models that run in workers, whether theirs is well."""
+        named = {
+            name: each.weights.worker for name, each in self.family.models.items() if each.weights.worker
+        }
+        if not named:
+            return {}
+        from jubako import workers
+
+        well = await asyncio.gather(*(workers.healthy(worker) for worker in named.values()))
+        return {
+            name: Residence("resident" if good else "missing") for name, good in zip(named, well, strict=True)
+        }
+
     @property
     def jobs(self) -> int:
         """Jobs that are here and not done."""
         return len(self._running)
 
-    async def generate(self, job: Job, on_progress: OnProgress | None = None) -> Result:
-        """Run one job. Failures come back as results too; only the caller's own cancelling is raised."""
-        ticket = Ticket(_on_loop(job.id, on_progress))
-        lease = self.residency.use(*_models_of(job))
-        self._running[job.id] = ticket, lease
+    async def generate(
+        self,
+        job: Job,
+        on_progress: OnProgress | None = None,
+        *,
+        durable: bool = False,
+    ) -> Result:
+        """Run one job. Failures come back as results too; only the caller's own cancelling is raised.
+
+        A durable job may take longer, and tells of its progress with previews.
+        """
+        run = self._run_in_worker if self.family.models[job.model].weights.worker else self._run
+        ticket = self._ticket(job, on_progress, self.settings.preview_steps if durable else 0)
+        seconds = self.settings.job_timeout if durable else self.settings.timeout
         try:
-            return await asyncio.wait_for(self._run(job, ticket, lease), self.settings.timeout)
+            result = await asyncio.wait_for(run(job, ticket), seconds)
         except JubakoError as error:
             return Result.failed(job.id, job.seed, error)
         except TimeoutError:
-            seconds = self.settings.timeout
-            return Result.failed(job.id, job.seed, TimedOut(f"no picture after {seconds:g} s; cancelled"))
+            return Result.failed(job.id, job.seed, TimedOut(f"no result after {seconds:g} s; cancelled"))
         except Exception:
             logger.exception("job %s failed", job.id)
             failure = GenerationFailed("the model failed on this job; the server's log says why")
             return Result.failed(job.id, job.seed, failure)
+        else:
+            if durable:
+                logger.info("job %s ended", job.id)
+            return result
         finally:
             ticket.cancel()
-            del self._running[job.id]
+            self._running.pop(job.id, None)
 
     def cancel(self, job_id: str) -> bool:
         """Stop a job before its next step, or its wait for a model; False when it is not here (any more)."""
-        running = self._running.get(job_id)
-        if running is not None:
-            ticket, lease = running
-            ticket.cancel()
-            lease.withdraw()
-        return running is not None
+        stop = self._running.get(job_id)
+        if stop is not None:
+            stop()
+        return stop is not None
 
     def close(self) -> None:
         """Let running jobs finish, refuse those that wait for a model, then end the threads."""
@@ -124,14 +150,55 @@ class Runner:
         self.batcher.close()
         self._encode.shutdown()
 
-    async def _run(self, job: Job, ticket: Ticket, lease: Lease[LoadedModel]) -> Result:
+    def _ticket(self, job: Job, on_progress: OnProgress | None, preview_every: int) -> Ticket:
+        """The job's place in the batcher, whose listener is called on the event loop of whoever asks here."""
+        if on_progress is None:
+            return Ticket()
+        loop = asyncio.get_running_loop()
+        reached = (0, 0)
+
+        def told(progress: Progress) -> None:
+            loop.call_soon_threadsafe(on_progress, progress)
+
+        def stepped(step: int, steps: int) -> None:
+            nonlocal reached
+            reached = step, steps
+            told(Progress(job_id=job.id, step=step, steps=steps))
+
+        def previewed(picture: torch.Tensor) -> None:
+            # Off the denoiser's thread, which is the last that may wait for a file.
+            self._encode.submit(_tell_preview, picture, job.id, reached, told)
+
+        return Ticket(stepped, on_preview=previewed, preview_every=preview_every)
+
+    async def _run_in_worker(self, job: Job, ticket: Ticket) -> Result:
+        """Have another program do it; the only step is that it is done."""
+        # What reads objects is for the one family that has some.
+        from jubako import workers
+
+        worker = self.family.models[job.model].weights.worker
+        assert worker is not None  # noqa: S101 # asked before
+        began = perf_counter()
+        work = asyncio.ensure_future(workers.generate(worker, job))
+        self._running[job.id] = partial(asyncio.get_running_loop().call_soon_threadsafe, work.cancel)
+        await asyncio.wait({work})
+        if work.cancelled():
+            raise Cancelled("the job was cancelled")
+        file, variants = work.result()
+        ticket.stepped(1, 1)
+        spent = Timings(queued=0, prepared=0, denoised=perf_counter() - began, decoded=0, encoded=0)
+        return _result(job, Finished(file, variants), spent)
+
+    async def _run(self, job: Job, ticket: Ticket) -> Result:
+        lease = self.residency.use(*_models_of(job))
+        self._running[job.id] = partial(_stop, ticket, lease)
         arrived = perf_counter()
         async with lease as models:
             preparing = self._prepare.submit(_prepared, models, job, ticket)
             sample, began = await lease.during(preparing)
             prepared = perf_counter()
             self.batcher.submit(sample, ticket)
-            picture = await lease.during(ticket.picture)
+            decoded = await lease.during(ticket.decoded)
             timings = Timings(
                 queued=began - arrived,
                 prepared=prepared - began,
@@ -139,20 +206,29 @@ class Runner:
                 decoded=ticket.decoded_at - ticket.denoised_at,
                 encoded=0.0,
             )
-            return await lease.during(self._encode.submit(self._encoded, models[0], picture, job, timings))
+            return await lease.during(self._encode.submit(self._finished, models[0], decoded, job, timings))
 
-    def _encoded(self, model: LoadedModel, picture: torch.Tensor, job: Job, timings: Timings) -> Result:
+    def _finished(self, model: LoadedModel, decoded: torch.Tensor, job: Job, timings: Timings) -> Result:
         began = perf_counter()
-        image: Image.Image = composited(model.to_image(picture), job)
         record = read_record(self.settings.home, self.family.models[job.model])
-        content = encode_image(image, job, {"commit": record.commit if record else None})
-        return Result(
-            job_id=job.id,
-            seed=job.seed,
-            content_type=MEDIA_TYPES[job.output_format],
-            content=content,
-            timings=timings.model_copy(update={"encoded": perf_counter() - began}),
-        )
+        finished = model.finish(decoded, job, {"commit": record.commit if record else None})
+        return _result(job, finished, timings.model_copy(update={"encoded": perf_counter() - began}))
+
+
+def _result(job: Job, finished: Finished, timings: Timings) -> Result:
+    return Result(
+        job_id=job.id,
+        seed=job.seed,
+        content_type=finished.file.content_type,
+        content=finished.file.content,
+        variants=finished.variants,
+        timings=timings,
+    )
+
+
+def _stop(ticket: Ticket, lease: Lease[LoadedModel]) -> None:
+    ticket.cancel()
+    lease.withdraw()
 
 
 def _models_of(job: Job) -> tuple[str, ...]:
@@ -171,16 +247,16 @@ def _prepared(models: tuple[LoadedModel, ...], job: Job, ticket: Ticket) -> tupl
     return sample, began
 
 
-def _on_loop(job_id: str, on_progress: OnProgress | None) -> Callable[[int, int], None] | None:
-    """A listener for the denoiser's thread that calls on the event loop of whoever asks here."""
-    if on_progress is None:
-        return None
-    loop = asyncio.get_running_loop()
-
-    def tell(step: int, steps: int) -> None:
-        loop.call_soon_threadsafe(on_progress, Progress(job_id=job_id, step=step, steps=steps))
-
-    return tell
+def _tell_preview(
+    picture: torch.Tensor, job_id: str, reached: tuple[int, int], told: Callable[[Progress], object]
+) -> None:
+    """A preview [3, h, w] as a small JPEG, with the step that it shows."""
+    pixels = (picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    image = Image.fromarray(pixels)
+    image.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=80)
+    told(Progress(job_id=job_id, step=reached[0], steps=reached[1], preview=file.getvalue()))
 
 
 def _quiet_libraries() -> None:

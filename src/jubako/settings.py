@@ -92,6 +92,34 @@ class Settings(BaseModel):
     timeout: float = Field(
         default=600.0, gt=0, description="Seconds after which a request that has no picture yet is cancelled"
     )
+    database_url: str | None = Field(
+        default=None,
+        pattern=r"^(postgresql|postgres|sqlite)(\+\w+)?://",
+        description="Where jobs are recorded: `postgresql://…` for several gateways; unset: a SQLite file in "
+        "`JUBAKO_HOME`",
+    )
+    gateway: str | None = Field(
+        default=None,
+        pattern=r"^[\w.-]+$",
+        description="The gateway's own name among several, the same after a restart; unset: the host's name",
+    )
+    job_timeout: float = Field(
+        default=3600.0, gt=0, description="Seconds after which a job that is run without a result has failed"
+    )
+    job_lease: float = Field(
+        default=15.0,
+        ge=1,
+        description="Seconds without a sign of life after which other gateways take over a gateway's jobs",
+    )
+    keep_days: float = Field(
+        default=7.0, gt=0, description="Days for which jobs that have ended and their files are kept"
+    )
+    keep_bytes: Annotated[PositiveInt, BeforeValidator(_bytes)] = Field(
+        default=20 * 10**9, description="Size of all files of jobs, as `20GB`; past it the oldest go first"
+    )
+    preview_steps: int = Field(
+        default=5, ge=0, description="Steps between two previews of a job; 0: no previews"
+    )
 
 
 def load_settings(environ: Mapping[str, str] | None = None) -> Settings:

@@ -17,9 +17,9 @@ from jubako.services import family_service, gateway_service
 
 if TYPE_CHECKING:
     import torch
-    from PIL import Image
 
     from jubako.engine.samples import Sample
+    from jubako.families.loaded import Finished
     from jubako.job import Job
 
 FORWARD_SECONDS = 0.1
@@ -53,10 +53,20 @@ class Sleeper:
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         return latents * 0 + 0.5
 
-    def to_image(self, picture: torch.Tensor) -> Image.Image:
+    def preview(self, latents: torch.Tensor) -> torch.Tensor | None:
+        return latents[0] * 0 + 0.5
+
+    def finish(self, decoded: torch.Tensor, job: Job, facts: Mapping[str, object]) -> Finished:
+        import io
+
         from PIL import Image
 
-        return Image.new("RGB", (8, 8), (128, 128, 128))
+        from jubako.families.loaded import Finished
+        from jubako.result import File
+
+        file = io.BytesIO()
+        Image.new("RGB", (8, 8), (128, 128, 128)).save(file, "PNG")
+        return Finished(File(content_type="image/png", content=file.getvalue()))
 
 
 def wrap(*_: Any) -> Sleeper:

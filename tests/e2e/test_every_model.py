@@ -9,9 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import av
 import httpx
 import pytest
 import yaml
+from checkpoints_sv3d import original_sv3d
+from mesh_pipelines import shap_e_img2img_pipeline, shap_e_pipeline
 from oracle import CATALOG, photograph, stencil
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
@@ -19,6 +22,7 @@ from PIL import Image
 from pipelines import refiner_pipeline, sd3_pipeline, sd_pipeline, sdxl_pipeline
 from safetensors.torch import save_file
 from server import Server, serving
+from video_pipelines import frame_autoencoder, motion_adapter, svd_pipeline, video_unet
 
 from jubako.catalog import Model
 
@@ -26,6 +30,11 @@ MISSION = {
     *("sd1.4", "sd1.5", "sd2-base", "sd2", "sd2.1-base", "sd2.1", "sd-turbo"),
     *("sdxl", "sdxl-refiner", "sdxl-turbo", "sd3.5-medium", "sd3.5-large", "sd3.5-large-turbo"),
     *(f"sdxl-lightning-{steps}step" for steps in (1, 2, 4, 8)),
+    *("svd", "svd-xt", "svd-xt-1.1", "animatediff", "sv3d-u", "shap-e", "shap-e-img2img"),
+}
+GATED = {
+    *("sd3-medium", "sd3.5-medium", "sd3.5-large", "sd3.5-large-turbo"),
+    *("svd-xt-1.1", "sv3d-u"),
 }
 FETCHED = [model for model in CATALOG if model.weights.repo]
 
@@ -47,6 +56,11 @@ _FOLDERS: Mapping[str, Callable[[], Any]] = {
     "stabilityai/stable-diffusion-3.5-medium": sd3_pipeline,
     "stabilityai/stable-diffusion-3.5-large": sd3_pipeline,
     "stabilityai/stable-diffusion-3.5-large-turbo": sd3_pipeline,
+    "stabilityai/stable-video-diffusion-img2vid": svd_pipeline,
+    "stabilityai/stable-video-diffusion-img2vid-xt": svd_pipeline,
+    "stabilityai/stable-video-diffusion-img2vid-xt-1-1": svd_pipeline,
+    "openai/shap-e": shap_e_pipeline,
+    "openai/shap-e-img2img": shap_e_img2img_pipeline,
 }
 
 
@@ -65,6 +79,22 @@ def write_lora(file: Path) -> None:
     )
 
 
+def write_motion(file: Path) -> None:
+    save_file(motion_adapter().state_dict(), file)
+
+
+def write_original(file: Path) -> None:
+    save_file(original_sv3d(video_unet(numbers=1), frame_autoencoder()), file)
+
+
+_OVERLAYS: Mapping[str, Callable[[Path], None]] = {
+    "denoiser": write_denoiser,
+    "lora": write_lora,
+    "motion": write_motion,
+    "original": write_original,
+}
+
+
 def own_entry(model: Model, folder: Path) -> dict[str, Any]:
     """What lays the small weights over the model's own, and lets it draw small pictures."""
     assert model.weights.repo
@@ -74,7 +104,7 @@ def own_entry(model: Model, folder: Path) -> dict[str, Any]:
     weights: dict[str, Any] = {"repo": None, "folder": str(repository)}
     if overlay := model.weights.overlay:
         file = folder / overlay.file
-        (write_lora if overlay.kind == "lora" else write_denoiser)(file)
+        _OVERLAYS[overlay.kind](file)
         weights["overlay"] = {"repo": None, "file": str(file)}
     return {"weights": weights, "limits": {"min_side": 32}}
 
@@ -101,7 +131,7 @@ def test_every_model_of_the_mission_is_listed_with_size_licence_and_gate(small: 
     for model in FETCHED:
         entry = listed[model.name]
         assert entry["licence"]["id"] == model.licence.id
-        assert entry["gated"] == (model.family == "sd3")
+        assert entry["gated"] == (model.name in GATED)
         assert entry["parameters"] == model.parameters
         assert entry["memory_gb"] == model.memory_gb
         assert entry["on_disk"] is True
@@ -110,18 +140,68 @@ def test_every_model_of_the_mission_is_listed_with_size_licence_and_gate(small: 
 @pytest.mark.parametrize("model", FETCHED, ids=lambda model: model.name)
 def test_it_serves_each_of_its_tasks(small: Server, model: Model) -> None:
     for task in model.tasks:
-        fields: dict[str, Any] = {"model": model.name, "prompt": "a red circle", "seed": 1}
-        if model.limits.min_num_inference_steps == 1:
-            fields["num_inference_steps"] = min(2, model.limits.max_num_inference_steps)
-        if task == "txt2img":
-            fields |= {"width": 64, "height": 64}
-        else:
-            fields |= {"image": base64.b64encode(photograph()).decode(), "strength": 1.0}
-        if task == "inpaint":
-            fields["mask"] = base64.b64encode(stencil()).decode()
-        reply = small.post(f"/{task}", fields, timeout=120)
+        reply = small.post(f"/{task}", fields_of(task, model), timeout=120)
         assert reply.status_code == 200, f"{task}: {reply.text}"
-        assert Image.open(io.BytesIO(reply.content)).size == (64, 64)
+        if task.endswith("mesh"):
+            assert reply.headers["content-type"] == "model/gltf-binary"
+            assert reply.content.startswith(b"glTF")
+        elif task.endswith("vid"):
+            assert reply.headers["content-type"] == "video/mp4"
+            with av.open(io.BytesIO(reply.content), "r") as container:
+                frames = [(frame.width, frame.height) for frame in container.decode(video=0)]
+            assert frames == [(64, 64)] * max(3, model.limits.min_num_frames)
+        else:
+            assert Image.open(io.BytesIO(reply.content)).size == (64, 64)
+
+
+def fields_of(task: str, model: Model) -> dict[str, Any]:
+    """A small request of that task."""
+    fields: dict[str, Any] = {"model": model.name, "seed": 1}
+    if model.limits.min_num_inference_steps == 1:
+        fields["num_inference_steps"] = min(2, model.limits.max_num_inference_steps)
+    if not task.startswith("img2") or task == "img2img":
+        fields["prompt"] = "a red circle"
+    if not task.startswith("txt2"):
+        fields["image"] = base64.b64encode(photograph()).decode()
+    if task in {"img2img", "inpaint"}:
+        fields["strength"] = 1.0
+    elif not task.endswith("mesh"):
+        fields |= {"width": 64, "height": 64}
+    if task == "inpaint":
+        fields["mask"] = base64.b64encode(stencil()).decode()
+    if task.endswith("vid"):
+        fields["num_frames"] = max(3, model.limits.min_num_frames)
+    if task.endswith("mesh"):
+        fields |= {"grid_size": 16, "frame_size": 32}
+    return fields
+
+
+@pytest.mark.parametrize(
+    ("output_format", "content_type"), [("gif", "image/gif"), ("zip", "application/zip")]
+)
+def test_clips_come_in_other_formats(small: Server, output_format: str, content_type: str) -> None:
+    fields = fields_of("img2vid", CATALOG.model("svd")) | {"output_format": output_format}
+    reply = small.post("/img2vid", fields, timeout=120)
+    assert (reply.status_code, reply.headers["content-type"]) == (200, content_type), reply.text
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"num_frames": 26}, "num_frames"),
+        ({"model": "sv3d-u", "num_frames": 20}, "num_frames"),
+        ({"model": "sv3d-u", "motion_bucket_id": 100}, "motion_bucket_id"),
+        ({"model": "animatediff"}, "model"),
+        ({"fps": 31}, "fps"),
+        ({"width": 60, "height": 64}, "width"),
+    ],
+)
+def test_what_a_video_model_can_not_do_is_a_400_that_says_so(
+    small: Server, fields: dict[str, Any], param: str
+) -> None:
+    reply = small.post("/img2vid", fields_of("img2vid", CATALOG.model("svd")) | fields)
+    assert reply.status_code == 400, reply.text
+    assert reply.json()["error"]["param"] == param
 
 
 def test_the_refiner_finishes_what_the_base_began(small: Server) -> None:

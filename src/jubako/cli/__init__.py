@@ -13,6 +13,7 @@ import typer
 from jubako import __version__
 from jubako.catalog import CatalogError
 from jubako.cli.comparison import compare
+from jubako.cli.jobs import jobs
 from jubako.cli.models import models
 from jubako.cli.pictures import generate
 from jubako.cli.weights import pull
@@ -34,6 +35,7 @@ app.command()(models)
 app.command()(pull)
 app.command()(generate)
 app.command()(compare)
+app.add_typer(jobs, name="jobs")
 
 
 def main() -> None:

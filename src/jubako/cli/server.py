@@ -13,7 +13,17 @@ from jubako.errors import JubakoError
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["ServerFailed", "answer", "events", "listed", "write"]
+__all__ = [
+    "LostConnection",
+    "ServerFailed",
+    "answer",
+    "asked",
+    "events",
+    "fetched",
+    "followed",
+    "listed",
+    "write",
+]
 
 CONNECT_SECONDS = 5
 
@@ -22,10 +32,37 @@ class ServerFailed(JubakoError):
     """The server can't be reached, or what it answered is not what was asked for."""
 
 
+class LostConnection(ServerFailed):
+    """The server can't be reached, or went away before its answer was whole."""
+
+
 def answer(url: str, route: str, fields: Mapping[str, Any], files: Mapping[str, Path]) -> dict[str, Any]:
     """The reply to one request."""
     with _asked(url, route, **_body(fields, files)) as response:
         return _read(url, response)
+
+
+def asked(url: str, route: str, method: str = "GET") -> dict[str, Any]:
+    """The reply to a request without a body."""
+    with _asked(url, route, method=method) as response:
+        return _read(url, response)
+
+
+def fetched(url: str, route: str) -> bytes:
+    """A file."""
+    with _asked(url, route, method="GET") as response:
+        return response.read()
+
+
+def followed(url: str, route: str, seen: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Numbers and data of the server-sent events behind the one that was seen last."""
+    number = seen
+    with _asked(url, route, method="GET", headers={"Last-Event-ID": str(seen)}) as response:
+        for line in response.iter_lines():
+            if line.startswith("id: "):
+                number = int(line.removeprefix("id: "))
+            elif line.startswith("data: "):
+                yield number, json.loads(line.removeprefix("data: "))
 
 
 def listed(url: str) -> dict[str, Any]:
@@ -83,11 +120,11 @@ def _asked(url: str, route: str, method: str = "POST", **body: Any) -> Iterator[
                 raise ServerFailed(_refusal(url, response.status_code, response.read()))
             yield response
     except httpx.ConnectError as error:
-        raise ServerFailed(
+        raise LostConnection(
             f"no server answers at {url}; start one with scripts/serve, or give --url"
         ) from error
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise ServerFailed(f"the connection to {url} failed: {error or type(error).__name__}") from error
+        raise LostConnection(f"the connection to {url} failed: {error or type(error).__name__}") from error
 
 
 def _content(path: Path) -> bytes:

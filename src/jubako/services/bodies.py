@@ -1,6 +1,6 @@
 """Bodies of requests: JSON, or forms with uploads. Nothing is fetched, and no file's name is used.
 
-The last three are bodies as BentoML describes them, flat: its clients take the fields as keyword arguments.
+The last ones are bodies as BentoML describes them, flat: its clients take the fields as keyword arguments.
 """
 
 from __future__ import annotations
@@ -8,10 +8,10 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import UnionType
-from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, ClassVar, Literal, TypeVar, Union, cast, get_args, get_origin
 
 import bentoml
 from pydantic import AliasChoices, ValidationError
@@ -23,16 +23,24 @@ from starlette.formparsers import MultiPartException
 from starlette.requests import Request as Body
 from starlette.types import Message, Receive
 
+from jubako.clip import ImageToVideo, TextToVideo
 from jubako.errors import InvalidRequest, JubakoError, TooLarge, refusal
+from jubako.mesh import ImageToMesh, TextToMesh
+from jubako.planning import AnyRequest
 from jubako.request import MAX_FILE_BYTES, ImageToImage, Inpaint, Request, TextToImage
 
 __all__ = [
     "MAX_BODY_BYTES",
     "ImageToImageBody",
+    "ImageToMeshBody",
+    "ImageToVideoBody",
     "InpaintBody",
     "Received",
     "TextToImageBody",
+    "TextToMeshBody",
+    "TextToVideoBody",
     "read_request",
+    "read_request_of",
 ]
 
 # Two files of the largest size in base64, and room for the rest.
@@ -41,6 +49,7 @@ MAX_BODY_BYTES = 3 * MAX_FILE_BYTES
 FORMS = {"multipart/form-data", "application/x-www-form-urlencoded"}
 
 R = TypeVar("R", bound=Request)
+E = TypeVar("E", bound=Request)
 
 
 async def read_request(body: Body, kind: type[R], *, quoted: bool = False) -> R:
@@ -50,14 +59,45 @@ async def read_request(body: Body, kind: type[R], *, quoted: bool = False) -> R:
     in which BentoML's client sends every field.
     """
     limited = Body(body.scope, _limited(body))
-    media_type = body.headers.get("content-type", "application/json").split(";")[0].strip().lower()
     try:
-        if media_type in FORMS:
-            fields = await _form(limited, kind, quoted)
+        if _is_form(body):
+            fields = _decoded_fields(await _form(limited), kind, quoted)
             return await asyncio.to_thread(kind.model_validate, fields)
         return await asyncio.to_thread(kind.model_validate_json, await limited.body() or b"{}")
     except ValidationError as error:
         raise refusal(error.errors(include_input=False, include_url=False)) from error
+
+
+async def read_request_of(body: Body, envelope: type[E], kind: Callable[[E], type[R]]) -> tuple[E, R]:
+    """The body as fields of an envelope, and the rest as a request of the kind that the envelope says."""
+    limited = Body(body.scope, _limited(body))
+    try:
+        if _is_form(body):
+            items = await _form(limited)
+            own = [item for item in items if item[0] in envelope.model_fields]
+            head = envelope.model_validate(_decoded_fields(own, envelope, quoted=False))
+            fields = _decoded_fields([item for item in items if item not in own], kind(head), quoted=False)
+        else:
+            fields = await asyncio.to_thread(_object, await limited.body())
+            own_names = envelope.model_fields.keys() & fields.keys()
+            head = envelope.model_validate({name: fields.pop(name) for name in own_names})
+        return head, await asyncio.to_thread(kind(head).model_validate, fields)
+    except ValidationError as error:
+        raise refusal(error.errors(include_input=False, include_url=False)) from error
+
+
+def _object(content: bytes) -> dict[str, Any]:
+    try:
+        fields = json.loads(content or b"{}")
+    except ValueError as error:
+        raise InvalidRequest(f"the body is not valid JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise InvalidRequest("the body must be a JSON object")
+    return fields
+
+
+def _is_form(body: Body) -> bool:
+    return body.headers.get("content-type", "").split(";")[0].strip().lower() in FORMS
 
 
 def _limited(body: Body) -> Receive:
@@ -81,13 +121,18 @@ def _too_large() -> TooLarge:
     return TooLarge(f"a body of more than {MAX_BODY_BYTES // 2**20} MB is not taken")
 
 
-async def _form(body: Body, kind: type[Request], quoted: bool) -> dict[str, Any]:
+async def _form(body: Body) -> list[tuple[str, bytes | str]]:
     try:
         async with body.form(max_files=32, max_fields=256, max_part_size=MAX_BODY_BYTES) as form:
-            items = [(name, await _content(name, value)) for name, value in form.multi_items()]
+            return [(name, await _content(name, value)) for name, value in form.multi_items()]
     except (MultiPartException, HTTPException, FormParserError) as error:
         reason = getattr(error, "detail", None) or getattr(error, "message", None) or error
         raise InvalidRequest(f"the form can't be read: {reason}") from error
+
+
+def _decoded_fields(
+    items: Iterable[tuple[str, bytes | str]], kind: type[Request], quoted: bool
+) -> dict[str, Any]:
     return _nested(
         (name, _decoded(name, value, kind, quoted) if isinstance(value, str) else value)
         for name, value in items
@@ -169,7 +214,7 @@ def _twice(name: str) -> InvalidRequest:
     return InvalidRequest(f"{field}: given twice", param=field)
 
 
-Received = TextToImage | JubakoError
+Received = AnyRequest | JubakoError
 """What a method is called with: the request, or why there is none."""
 
 
@@ -184,7 +229,7 @@ class _Arguments:
 class _FlatBody(bentoml.IODescriptor):
     """Reads the body with our reader: BentoML's own fetches addresses, and keeps files under their names."""
 
-    request: ClassVar[type[TextToImage]]
+    request: ClassVar[type[Request]]
     pictures: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
@@ -197,7 +242,8 @@ class _FlatBody(bentoml.IODescriptor):
     async def from_http_request(cls, request: Body, serde: Any) -> Any:  # noqa: ARG003 # BentoML's signature
         """The method's arguments. An error is one too: BentoML would answer 500 to what is raised here."""
         try:
-            return _Arguments(await read_request(request, cls.request, quoted=True))
+            asked = await read_request(request, cls.request, quoted=True)
+            return _Arguments(cast("AnyRequest", asked))
         except JubakoError as error:
             return _Arguments(error)
 
@@ -229,3 +275,29 @@ class InpaintBody(Inpaint, _FlatBody):
 
     request: ClassVar = Inpaint
     pictures: ClassVar = ("image", "mask")
+
+
+class ImageToVideoBody(ImageToVideo, _FlatBody):
+    """A clip's fields and a picture."""
+
+    request: ClassVar = ImageToVideo
+    pictures: ClassVar = ("image",)
+
+
+class TextToVideoBody(TextToVideo, _FlatBody):
+    """A clip's fields and a prompt."""
+
+    request: ClassVar = TextToVideo
+
+
+class ImageToMeshBody(ImageToMesh, _FlatBody):
+    """An object's fields and a picture."""
+
+    request: ClassVar = ImageToMesh
+    pictures: ClassVar = ("image",)
+
+
+class TextToMeshBody(TextToMesh, _FlatBody):
+    """An object's fields and a prompt."""
+
+    request: ClassVar = TextToMesh

@@ -40,6 +40,8 @@ async def _compare_images(body: Request) -> Response:
     request = await read_request(body, Comparison)
     gateway = bentoml.get_current_service()
     rows = await asyncio.to_thread(plan_comparison, request, gateway.catalog)
+    for row in rows:
+        gateway.admission.require_served(row[0].job)
     limit = gateway.settings.timeout
     try:
         async with asyncio.timeout(limit):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -13,8 +13,9 @@ import aiohttp
 from bentoml.exceptions import BentoMLException
 
 from jubako.catalog import Catalog
-from jubako.errors import Cancelled, FamilyUnavailable, GenerationFailed, JubakoError
+from jubako.errors import Cancelled, FamilyUnavailable, JubakoError
 from jubako.job import Job
+from jubako.pictures import started_from
 from jubako.result import Progress, Result
 from jubako.services.connection import client_gone
 from jubako.services.family import ModelState
@@ -44,6 +45,9 @@ class Families:
 
     async def run(self, job: Job) -> Result:
         """One job's finished result, or its error raised. A client that goes away cancels the job."""
+        if job.source is not None:
+            drawn = await self.run(job.source)
+            job = await asyncio.to_thread(started_from, job, drawn.content)
         client = self._client(job)
         by_request = (
             self._settings.batching or self._catalog.families[job.family].batching.mode
@@ -61,23 +65,23 @@ class Families:
             for task in tasks:
                 task.cancel()
 
-    async def events(self, job: Job) -> AsyncGenerator[Progress | Result, None]:
-        """A job's steps as they happen, then its result. Closing the generator cancels the job."""
-        pending = ""
+    async def events(self, job: Job, *, durable: bool = False) -> AsyncGenerator[Progress | Result, None]:
+        """A job's steps as they happen, then its result; the job's source must have been drawn before.
+
+        Closing the generator cancels the job, but not a durable one: that goes on until it is cancelled by
+        name, or nobody has asked for it for a while.
+        """
         ended = False
         try:
             async with self._reached(job.family):
-                # The proxy hands on bytes as they come; a line may be cut anywhere.
-                async for chunk in self._client(job).generate_events(job=job):
-                    *lines, pending = (pending + chunk).split("\n")
-                    for line in lines:
-                        event = _event(line)
-                        ended = isinstance(event, Result)
-                        yield event
+                async for line in _lines(self._client(job).generate_events(job=job, durable=durable)):
+                    event = _event(line)
+                    ended = isinstance(event, Result)
+                    yield event
             if not ended:
-                raise GenerationFailed("the family's service ended without a result")
+                raise FamilyUnavailable(f"the service of the family {job.family} ended before the job did")
         finally:
-            if not ended:
+            if not ended and not durable:
                 await self.cancel(job)
 
     async def cancel(self, job: Job) -> None:
@@ -103,12 +107,6 @@ class Families:
         return {name: state for answer in answers if answer for name, state in answer.items()}
 
     def _client(self, job: Job) -> Any:
-        if job.family not in self._work:
-            served = ", ".join(self._work)
-            raise FamilyUnavailable(
-                f"model: the family {job.family} of {job.model} is not served here; served: {served}",
-                param="model",
-            )
         return self._work[job.family].to_async
 
     async def _batched(self, client: Any, job: Job) -> Result:
@@ -141,6 +139,18 @@ class Families:
             raise FamilyUnavailable(
                 f"the service of the family {family} is loading, down or unreachable; try again soon"
             ) from error
+
+
+async def _lines(chunks: AsyncIterable[str]) -> AsyncGenerator[str, None]:
+    """Lines that are not empty; the proxy hands on bytes as they come, and cuts a line anywhere."""
+    begun: list[str] = []
+    async for chunk in chunks:
+        first, *others = chunk.split("\n")
+        begun.append(first)
+        for other in others:
+            if line := "".join(begun):
+                yield line
+            begun = [other]
 
 
 def _event(line: str) -> Progress | Result:

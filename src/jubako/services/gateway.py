@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
+from pathlib import Path
 from typing import Any, cast
 
 import bentoml
@@ -13,15 +13,27 @@ from starlette.responses import Response
 from jubako.catalog import Model, load_catalog
 from jubako.errors import JubakoError
 from jubako.job import Job
-from jubako.planning import plan
 from jubako.result import Result
 from jubako.schedulers import scheduler_names
-from jubako.services.bodies import ImageToImageBody, InpaintBody, Received, TextToImageBody
+from jubako.services.admission import Admission
+from jubako.services.bodies import (
+    ImageToImageBody,
+    ImageToMeshBody,
+    ImageToVideoBody,
+    InpaintBody,
+    Received,
+    TextToImageBody,
+    TextToMeshBody,
+    TextToVideoBody,
+)
 from jubako.services.comparing import add_comparison
 from jubako.services.connection import ErrorShape, answer
 from jubako.services.families import Families
 from jubako.services.family import KEEP_CONNECTIONS, TIMEOUT_MARGIN
+from jubako.services.jobs import add_jobs
 from jubako.services.openai import openai_app
+from jubako.services.supervision import watch_workers_closely
+from jubako.services.videos import add_videos
 from jubako.settings import load_settings
 
 __all__ = ["gateway_service"]
@@ -29,6 +41,7 @@ __all__ = ["gateway_service"]
 
 def gateway_service(**services: Any) -> Any:
     """The gateway over these family services, by family name; those in ``family_urls`` run elsewhere."""
+    watch_workers_closely()
     settings = load_settings()
     catalog = load_catalog(settings.catalog).only(settings.families)
     served = {name: service for name, service in services.items() if name in catalog.families}
@@ -37,11 +50,16 @@ def gateway_service(**services: Any) -> Any:
         """Routes requests to the service of their model's family."""
 
         def __init__(self) -> None:
+            # Each family's process imports this module as well, and has no use for a database.
+            from jubako.jobs.desk import JobDesk
+
             self.settings = settings
             self.catalog = catalog
             work = {name: getattr(self, name) for name in served}
             control = {name: getattr(self, _control(name)) for name in served}
             self.families = Families(work, control, catalog, settings)
+            self.admission = Admission(catalog, settings, frozenset(served))
+            self.jobs = JobDesk(settings, catalog, self.families)
             self.started = False
 
         @bentoml.api(input_spec=TextToImageBody)
@@ -59,6 +77,26 @@ def gateway_service(**services: Any) -> Any:
             """A picture of which the masked area is made anew."""
             return await self._picture(request)
 
+        @bentoml.api(input_spec=ImageToVideoBody)
+        async def img2vid(self, request: Received) -> Path:
+            """A clip made from a picture."""
+            return await self._file(request)
+
+        @bentoml.api(input_spec=TextToVideoBody)
+        async def txt2vid(self, request: Received) -> Path:
+            """A clip made from a prompt, by way of a picture where the model reads no text."""
+            return await self._file(request)
+
+        @bentoml.api(input_spec=ImageToMeshBody)
+        async def img2mesh(self, request: Received) -> Path:
+            """A 3D object made from a picture."""
+            return await self._file(request)
+
+        @bentoml.api(input_spec=TextToMeshBody)
+        async def txt2mesh(self, request: Received) -> Path:
+            """A 3D object made from a prompt."""
+            return await self._file(request)
+
         @bentoml.api
         async def models(self) -> list[dict[str, Any]]:
             """Every model of the catalog, with its limits, licence and state."""
@@ -70,20 +108,35 @@ def gateway_service(**services: Any) -> Any:
             return [_listed(model, states.get(model.name)) for model in catalog]
 
         async def _picture(self, request: Received) -> Image.Image:
-            try:
-                response = await self._response(request)
-            except JubakoError as error:
-                response = answer(error)
             # BentoML passes a Response on as it is; the annotations are what its clients go by.
-            return cast("Image.Image", response)
+            return cast("Image.Image", await self._response(request))
+
+        async def _file(self, request: Received) -> Path:
+            return cast("Path", await self._response(request))
 
         async def _response(self, request: Received) -> Response:
+            try:
+                return await self.answered(request)
+            except JubakoError as error:
+                return answer(error)
+
+        async def answered(self, request: Received) -> Response:
+            """The file that was asked for, as soon as it is made; raises what stands in the way."""
             if isinstance(request, JubakoError):
                 raise request
-            # Decoding and scaling a picture would hold up everyone else on the event loop.
-            job = await asyncio.to_thread(plan, request, catalog, settings.default_model)
+            job = await self.admission.job(request)
             result = await self.families.run(job)
             return Response(result.content, 200, _headers(job, result), result.content_type)
+
+        @bentoml.on_startup
+        async def open_jobs(self) -> None:
+            """Begin to run durable jobs, on the event loop that the families are reached from."""
+            await self.jobs.open()
+
+        @bentoml.on_shutdown
+        async def close_jobs(self) -> None:
+            """Leave what runs as begun."""
+            await self.jobs.close()
 
         async def __is_ready__(self) -> bool:
             ready = await self.families.ready()
@@ -107,6 +160,8 @@ def gateway_service(**services: Any) -> Any:
     )(Gateway)
     app = openai_app()
     add_comparison(app)
+    add_jobs(app)
+    add_videos(app)
     gateway.mount_asgi_app(app, path="/", name="openai")
     gateway.add_asgi_middleware(ErrorShape)
     return gateway

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
 import time
@@ -16,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from jubako.errors import JubakoError, refusal
-from jubako.images import ImagesEdit, ImagesGenerate, ImagesRequest, ImagesVariation, plan_images
+from jubako.images import ImagesEdit, ImagesGenerate, ImagesRequest, ImagesVariation
 from jubako.job import Job
 from jubako.result import Result
 from jubako.services.bodies import read_request
@@ -58,8 +57,7 @@ async def _vary_images(body: Request) -> Response:
 
 async def _made(request: ImagesRequest, kind: str) -> Response:
     gateway = bentoml.get_current_service()
-    # Decoding and scaling a picture would hold up everyone else on the event loop.
-    jobs = await asyncio.to_thread(plan_images, request, gateway.catalog, gateway.settings.default_model)
+    jobs = await gateway.admission.pictures(request)
     if request.stream:
         return StreamingResponse(_stream(gateway, request, jobs, kind), media_type="text/event-stream")
     results = await gateway.families.run_all(jobs)

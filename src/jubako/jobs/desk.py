@@ -1,0 +1,283 @@
+"""The desk: takes jobs in, tells of them, hands out results, cancels. What routes speak to."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import time
+import uuid
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+from jubako.catalog import Catalog
+from jubako.errors import GenerationFailed, JobEnded, KeyReused, ResultGone, UnknownJob
+from jubako.job import Job, new_id
+from jubako.jobs.durable import DurableQueue
+from jubako.jobs.execution import Engine, Execution
+from jubako.jobs.lease import Lease, take_name
+from jubako.jobs.ledger import Ledger
+from jubako.jobs.record import ENDED, Event, Kept, Record, Work
+from jubako.jobs.store import FileStore
+from jubako.jobs.tables import database_url, open_database
+from jubako.settings import Settings
+
+__all__ = ["JobDesk"]
+
+logger = logging.getLogger(__name__)
+
+THREADS = 4
+WATCH_SECONDS = 0.25
+CLEAN_SECONDS = 60.0
+# Jobs that are recorded but not known to the queue: their gateway died between the two.
+LOST_AFTER_SECONDS = 10.0
+
+_KEYS = uuid.UUID("6f0c7c6e-54a5-4d0b-9f0e-2b5a3a0f8d41")
+
+
+class JobDesk:
+    """Durable jobs of one gateway, beside those of others that share its database and its files."""
+
+    def __init__(self, settings: Settings, catalog: Catalog, engine: Engine) -> None:
+        url = database_url(settings.database_url, settings.home)
+        settings.home.mkdir(parents=True, exist_ok=True)
+        self._settings = settings
+        self._name, self._lock = take_name(settings.gateway, settings.home)
+        database = open_database(url)
+        self._ledger = Ledger(database)
+        self._lease = Lease(database, self._name, settings.job_lease)
+        self.store = FileStore(settings.home / "files")
+        self._bells: dict[str, set[asyncio.Event]] = {}
+        # Of its own, so that a poll never waits for a picture that is being decoded.
+        self._threads = ThreadPoolExecutor(THREADS, "jobs")
+        self._execution = Execution(
+            self._ledger,
+            self.store,
+            engine,
+            timeout=settings.job_timeout,
+            call=self._call,
+            ring=self._ring,
+        )
+        bounds = {family.name: family.job_concurrency for family in catalog.families.values()}
+        self._bounds = bounds
+        self._queue = DurableQueue(url, self._name, bounds, self._execution)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def open(self) -> None:
+        """Begin to run what waits, and to look after other gateways' jobs."""
+        await self._call(self._lease.renew)
+        await self._call(self._queue.open, asyncio.get_running_loop())
+        chores: list[Coroutine[Any, Any, None]] = [
+            self._execution.flush_for_ever(),
+            self._repeat(self._watch, WATCH_SECONDS),
+            self._repeat(self._live, self._settings.job_lease / 5),
+            self._repeat(self._clean, CLEAN_SECONDS),
+        ]
+        self._tasks = [asyncio.create_task(chore) for chore in chores]
+        logger.info("jobs are run as gateway %s", self._name)
+
+    async def close(self) -> None:
+        """Stop; what runs goes on with this gateway's next start, or at once with another gateway."""
+        for task in self._tasks:
+            task.cancel()
+        await self._call(self._queue.close)
+        await self._call(self._lease.release)
+        self._lock.close()
+
+    async def submit(self, jobs: Sequence[Job], request: bytes, key: str | None = None) -> Record:
+        """Record jobs of one request and have them run; the same key gives the same job again.
+
+        ``request`` is what was asked for, by which another request of the same key is told apart.
+        """
+        job_id = uuid.uuid5(_KEYS, key).hex if key else new_id()
+        first = jobs[0]
+        record = Record(
+            id=job_id,
+            state="queued",
+            task=first.task if first.source is None else first.task.replace("img2", "txt2"),
+            family=first.family,
+            model=first.model,
+            request_hash=hashlib.sha256(request).hexdigest(),
+            work=await self._call(self._work, jobs),
+            created=time.time(),
+        )
+        if not await self._call(self._ledger.add, record):
+            known = await self.find(job_id)
+            if known.request_hash != record.request_hash:
+                raise KeyReused("Idempotency-Key: it came with another request before; use a new one")
+            return known
+        await self._call(self._queue.enqueue, job_id, record.family)
+        self._ring(job_id)
+        return record
+
+    async def find(self, job_id: str) -> Record:
+        """The job of that id; UnknownJob when there is none (any more)."""
+        record: Record | None = await self._call(self._ledger.get, job_id)
+        if record is None:
+            raise UnknownJob(f"there is no job {job_id[:64]!r}")
+        return record
+
+    async def page(
+        self,
+        filters: Mapping[str, Sequence[str]],
+        after: str | None,
+        limit: int,
+        *,
+        newest_first: bool = True,
+    ) -> list[Record]:
+        """Jobs that have these values, from behind the one of that id."""
+        if after is not None:
+            await self.find(after)
+        page = self._ledger.page
+        records: list[Record] = await self._call(
+            partial(page, newest_first=newest_first), filters, after, limit
+        )
+        return records
+
+    async def forecast(self, record: Record) -> tuple[int | None, float | None]:
+        """The job's place in its queue, the first being 1, and about how many seconds it still takes."""
+        forecast: tuple[int | None, float | None] = await self._call(self._forecast, record)
+        return forecast
+
+    async def cancel(self, job_id: str) -> Record:
+        """Cancel a job that waits or runs; JobEnded for one that has succeeded or failed."""
+        record = await self.find(job_id)
+        if await self._call(self._ledger.cancel, job_id):
+            # Recorded first: from here on no stage can give it another end.
+            self._execution.stop(job_id)
+            self._ring(job_id)
+            await self._call(self._queue.cancel, job_id)
+        record = await self.find(job_id)
+        if record.state != "cancelled":
+            raise JobEnded(f"the job has {record.state} already; there is nothing to cancel")
+        return record
+
+    async def content(self, kept: Kept) -> bytes:
+        """A file of a result; ResultGone when it was removed."""
+        try:
+            content: bytes = await self._call(self.store.get, kept.digest)
+        except FileNotFoundError as error:
+            raise ResultGone("the result's file is gone") from error
+        return content
+
+    async def missed(self, job_id: str, after: int) -> bool:
+        """Whether anything has happened to the job behind the event of that number."""
+        return bool(await self._call(self._ledger.events, job_id, after, 1))
+
+    async def forget(self, job_id: str) -> None:
+        """Cancel the job if it is not over, and remove all that is known of it."""
+        record = await self.find(job_id)
+        if not record.is_over:
+            await self.cancel(job_id)
+        await self._call(self._forget, [job_id])
+
+    async def events(self, job_id: str, after: int = 0) -> AsyncGenerator[Event | None, None]:
+        """What happens to a job behind the event of that number, until it is over; None as sign of life."""
+        await self.find(job_id)
+        bell = asyncio.Event()
+        self._bells.setdefault(job_id, set()).add(bell)
+        try:
+            over = False
+            while True:
+                bell.clear()
+                for event in await self._call(self._ledger.events, job_id, after):
+                    after = event.id
+                    yield event
+                    over = event.data.get("state") in ENDED
+                if over:
+                    return
+                yield None
+                try:
+                    # Another gateway's job rings no bell here.
+                    await asyncio.wait_for(bell.wait(), 2 * WATCH_SECONDS)
+                except TimeoutError:
+                    over = job_id in await self._call(self._ledger.over, [job_id])
+        finally:
+            self._bells[job_id].discard(bell)
+            if not self._bells[job_id]:
+                del self._bells[job_id]
+
+    def _work(self, jobs: Sequence[Job]) -> Work:
+        """The jobs with their pictures put into the store."""
+        bare = [job.model_copy(update={"image": None, "mask": None}) for job in jobs]
+        pictures = {"image": jobs[0].image, "mask": jobs[0].mask}
+        kept = {name: self.store.put(content) for name, content in pictures.items() if content}
+        return Work(jobs=tuple(bare), pictures=kept)
+
+    def _forecast(self, record: Record) -> tuple[int | None, float | None]:
+        if record.is_over:
+            return None, None
+        if record.state == "running":
+            spent = time.time() - (record.started or record.created)
+            return None, spent * (1 - record.progress) / record.progress if record.progress else None
+        position = self._ledger.ahead(record) + 1
+        usual = self._ledger.usual_seconds(record.family)
+        rounds = -(-position // self._bounds[record.family]) if record.family in self._bounds else 1
+        return position, usual * rounds if usual is not None else None
+
+    async def _call(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
+
+    def _ring(self, job_id: str) -> None:
+        for bell in self._bells.get(job_id, ()):
+            bell.set()
+
+    async def _repeat(self, chore: Any, seconds: float) -> None:
+        while True:
+            try:
+                await chore()
+            except Exception:
+                logger.exception("a chore of the jobs failed")
+            await asyncio.sleep(seconds)
+
+    async def _watch(self) -> None:
+        """Stop here what another gateway was told to cancel."""
+        if running := self._execution.running:
+            for job_id in await self._call(self._ledger.over, running):
+                self._execution.stop(job_id)
+
+    async def _live(self) -> None:
+        """Show that this gateway lives, and take over from those that don't."""
+        if not await self._call(self._lease.renew):
+            logger.warning("this gateway was taken for dead; others run its jobs")
+            self._execution.abandon()
+            await self._call(self._lease.renew)
+            self._execution.resume()
+        for name in await self._call(self._lease.claim_dead):
+            adopted = await self._call(self._queue.adopt, name)
+            await self._call(self._lease.bury, name)
+            logger.warning("gateway %s is dead; %d of its jobs were taken over", name, adopted)
+
+    def _find_lost(self) -> None:
+        """Queue what was recorded only, its gateway having died; fail what was given up."""
+        oldest, running = time.time() - LOST_AFTER_SECONDS, self._execution.running
+        waiting = [
+            each for each in self._ledger.unfinished() if each.created < oldest and each.id not in running
+        ]
+        standing = self._queue.standing([record.id for record in waiting])
+        for record in waiting:
+            if record.id not in standing:
+                logger.warning("job %s was not in its queue", record.id)
+                self._queue.enqueue(record.id, record.family)
+            elif not standing[record.id]:
+                error = GenerationFailed(
+                    "the job was given up after many attempts; the server's log says why"
+                )
+                self._ledger.fail(record.id, error.body())
+
+    async def _clean(self) -> None:
+        await self._call(self._find_lost)
+        await self._call(self._sweep)
+
+    def _sweep(self) -> None:
+        """Remove jobs past their age, files past their number of bytes, and files that nobody has."""
+        while old := self._ledger.ended_before(time.time() - 86400 * self._settings.keep_days):
+            self._forget(old)
+        self._ledger.expire_past(self._settings.keep_bytes)
+        self.store.sweep(self._ledger.referred())
+
+    def _forget(self, job_ids: list[str]) -> None:
+        self._queue.forget(job_ids)
+        self._ledger.forget(job_ids)

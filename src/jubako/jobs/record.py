@@ -1,0 +1,109 @@
+"""What is recorded of a durable job: what to run, how far it is, what came of it. Values only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from jubako.job import Job
+from jubako.result import Timings
+
+__all__ = ["ENDED", "Event", "JobState", "Kept", "Output", "Record", "Stage", "Work", "stages_of"]
+
+JobState = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+ENDED: tuple[JobState, ...] = ("succeeded", "failed", "cancelled")
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Kept(_Value):
+    """A file in the store."""
+
+    digest: str
+    content_type: str
+    bytes: int
+
+
+class Output(Kept):
+    """One picture, clip or object of a job's result."""
+
+    seed: int
+    timings: Timings | None = None
+    variants: Mapping[str, Kept] = {}
+
+
+class Work(_Value):
+    """What a job is to run: jobs of one kind with their pictures taken out, which are in the store."""
+
+    jobs: tuple[Job, ...]
+    pictures: Mapping[str, str] = {}
+
+    @property
+    def digests(self) -> set[str]:
+        """The files that it needs."""
+        return set(self.pictures.values())
+
+
+class Stage(_Value):
+    """Jobs that run side by side. A stage begins when the one before has ended."""
+
+    task: str
+    model: str
+    family: str
+    jobs: tuple[Job, ...]
+
+    @property
+    def steps(self) -> int:
+        """Denoising steps of all its jobs, by which stages are weighed."""
+        return sum(job.num_inference_steps for job in self.jobs)
+
+
+def stages_of(work: Work) -> tuple[Stage, ...]:
+    """The source first, where there is one, then the jobs themselves."""
+    sources = tuple(job.source for job in work.jobs if job.source is not None)
+    return tuple(
+        Stage(task=jobs[0].task, model=jobs[0].model, family=jobs[0].family, jobs=jobs)
+        for jobs in (sources, work.jobs)
+        if jobs
+    )
+
+
+class Record(_Value):
+    """A durable job as the ledger has it. Times are seconds since the epoch."""
+
+    id: str
+    state: JobState
+    task: str
+    family: str
+    model: str
+    request_hash: str
+    work: Work
+    created: float
+    started: float | None = None
+    ended: float | None = None
+    progress: float = 0.0
+    stage: int = 0
+    step: int = 0
+    steps: int = 0
+    outputs: tuple[Output, ...] = ()
+    error: Mapping[str, Any] | None = None
+    expired: bool = False
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing will change any more."""
+        return self.state in ENDED
+
+
+class Event(_Value):
+    """Something that happened to a job; ``id`` grows."""
+
+    id: int
+    job_id: str
+    kind: str
+    at: float
+    data: Mapping[str, Any]

@@ -1,0 +1,101 @@
+"""The ledger's tables and its database: SQLite for one machine, PostgreSQL for several gateways."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import event
+
+__all__ = ["database_url", "events", "files", "gateways", "jobs", "metadata", "open_database"]
+
+BUSY_SECONDS = 30
+
+metadata = sa.MetaData()
+
+jobs = sa.Table(
+    "jubako_jobs",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("task", sa.Text, nullable=False),
+    sa.Column("family", sa.Text, nullable=False),
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("request_hash", sa.Text, nullable=False),
+    sa.Column("work", sa.Text, nullable=False),
+    sa.Column("created", sa.Double, nullable=False),
+    sa.Column("started", sa.Double),
+    sa.Column("ended", sa.Double),
+    sa.Column("progress", sa.Double, nullable=False),
+    sa.Column("stage", sa.Integer, nullable=False),
+    sa.Column("step", sa.Integer, nullable=False),
+    sa.Column("steps", sa.Integer, nullable=False),
+    sa.Column("outputs", sa.Text, nullable=False),
+    sa.Column("error", sa.Text),
+    sa.Column("expired", sa.Boolean, nullable=False),
+    sa.Index("jubako_jobs_by_age", "created", "id"),
+    sa.Index("jubako_jobs_by_state", "state", "family", "created"),
+)
+
+events = sa.Table(
+    "jubako_events",
+    metadata,
+    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
+    sa.Column("job_id", sa.Text, nullable=False),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("at", sa.Double, nullable=False),
+    sa.Column("data", sa.Text, nullable=False),
+    sa.Index("jubako_events_of_job", "job_id", "id"),
+    # Without it SQLite gives the numbers of removed events again, and a reader would take new ones for old.
+    sqlite_autoincrement=True,
+)
+
+files = sa.Table(
+    "jubako_files",
+    metadata,
+    sa.Column("job_id", sa.Text, primary_key=True),
+    sa.Column("digest", sa.Text, primary_key=True),
+    sa.Column("bytes", sa.BigInteger, nullable=False),
+    sa.Index("jubako_files_by_digest", "digest"),
+)
+
+gateways = sa.Table(
+    "jubako_gateways",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("seen", sa.Double, nullable=False),
+    sa.Column("heir", sa.Text),
+)
+
+
+def database_url(setting: str | None, home: Path) -> str:
+    """The database of a setting, for SQLAlchemy and for DBOS."""
+    if setting is None:
+        return f"sqlite:///{home / 'jobs.sqlite'}"
+    scheme, _, rest = setting.partition("://")
+    return f"postgresql+psycopg://{rest}" if scheme.startswith("postgres") else setting
+
+
+def open_database(url: str) -> sa.Engine:
+    """An engine with the tables made; the folder of a SQLite file is made as well."""
+    if not url.startswith("sqlite"):
+        engine = sa.create_engine(url, pool_size=10, pool_pre_ping=True)
+        with engine.begin() as connection:
+            # Two gateways that start together must not both make the tables.
+            connection.execute(sa.text("SELECT pg_advisory_xact_lock(8140251)"))
+            metadata.create_all(connection)
+        return engine
+    if database := sa.make_url(url).database:
+        Path(database).parent.mkdir(parents=True, exist_ok=True)
+    engine = sa.create_engine(url, connect_args={"timeout": BUSY_SECONDS})
+    event.listen(engine, "connect", _set_up_sqlite)
+    metadata.create_all(engine)
+    return engine
+
+
+def _set_up_sqlite(connection: Any, _: object) -> None:
+    # Writers wait for each other at their start; one that began as a reader could not.
+    connection.isolation_level = "IMMEDIATE"
+    # Readers are not held up by a writer. The mode stays with the file, so that DBOS has it too.
+    connection.execute("PRAGMA journal_mode=WAL")
