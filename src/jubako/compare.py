@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -12,7 +11,8 @@ from pydantic import BeforeValidator, Field, StrictFloat, StrictInt, StrictStr, 
 from jubako.catalog import Catalog, Model
 from jubako.errors import InvalidRequest, JubakoError, UnknownModel, refusal
 from jubako.job import Job
-from jubako.planning import DRAWN_SEEDS, plan
+from jubako.planning import plan
+from jubako.planning.bounds import drawn_seed
 from jubako.request import ImageToImage, Inpaint, PictureBytes, Request, ResizeMode, TextToImage
 
 __all__ = ["MAX_PICTURES", "Axis", "Cell", "Comparison", "plan_comparison"]
@@ -72,7 +72,7 @@ def plan_comparison(request: Comparison, catalog: Catalog) -> list[list[Cell]]:
             f"{MAX_PICTURES} are made at once",
             param="models",
         )
-    seed = secrets.randbelow(DRAWN_SEEDS) if request.seed is None else request.seed
+    seed = drawn_seed(request.seed)
     rows = [catalog.model(name) for name in request.models]
     return [[_cell(request, model, value, seed, catalog) for value in values] for model in rows]
 

@@ -3,6 +3,11 @@
 JubakoError
 ├── InvalidRequest     400  a field is wrong; names it and the valid choices
 ├── UnknownModel       404  no such model in the catalog
+├── UnknownJob         404  no such job, or its time to be kept is over
+├── JobNotDone         409  the job has no result yet, or never will
+├── JobEnded           409  the job is done already: there is nothing to cancel
+├── KeyReused          409  the idempotency key belongs to another request
+├── ResultGone         410  the result was removed to make room
 ├── TooLarge           413  a file or the whole body is larger than what is taken
 ├── Cancelled          499  the client went away or cancelled
 ├── GenerationFailed   500  the engine failed on this job
@@ -23,10 +28,15 @@ __all__ = [
     "FamilyUnavailable",
     "GenerationFailed",
     "InvalidRequest",
+    "JobEnded",
+    "JobNotDone",
     "JubakoError",
+    "KeyReused",
     "ModelNotOnDisk",
+    "ResultGone",
     "TimedOut",
     "TooLarge",
+    "UnknownJob",
     "UnknownModel",
     "UnusableWeights",
     "from_body",
@@ -67,6 +77,46 @@ class UnknownModel(JubakoError):
     status = 404
     type = "invalid_request_error"
     code = "model_not_found"
+
+
+class UnknownJob(JubakoError):
+    """There is no such job (any more)."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "job_not_found"
+
+
+class JobNotDone(JubakoError):
+    """The job has no result: it is not done yet, has failed or was cancelled."""
+
+    status = 409
+    type = "invalid_request_error"
+    code = "job_not_done"
+
+
+class JobEnded(JubakoError):
+    """The job has ended already, so that it can't be cancelled."""
+
+    status = 409
+    type = "invalid_request_error"
+    code = "job_ended"
+
+
+class KeyReused(JubakoError):
+    """The idempotency key came with another request before."""
+
+    status = 409
+    type = "invalid_request_error"
+    code = "idempotency_key_reused"
+
+
+class ResultGone(JubakoError):
+    """The job's files were removed, by age or to make room."""
+
+    status = 410
+    type = "invalid_request_error"
+    code = "result_expired"
 
 
 class TooLarge(JubakoError):

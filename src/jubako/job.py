@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from jubako.request import OutputFormat, SkipLayerGuidance, Task
 
-__all__ = ["Job", "MicroConditioning", "Refinement", "new_id"]
+__all__ = ["Clip", "Job", "MicroConditioning", "Refinement", "Solid", "new_id"]
 
 
 class MicroConditioning(BaseModel):
@@ -32,11 +32,38 @@ class Refinement(BaseModel):
     after: float
 
 
+class Clip(BaseModel):
+    """What a video model is told beside the picture, and how its frames are decoded and shown.
+
+    ``fps`` is the rate at which the file plays; guidance rises from ``min_guidance_scale`` in the first frame
+    to the job's ``guidance_scale`` in the last. What a model does not take is None.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_frames: int
+    fps: int
+    decode_chunk_size: int
+    motion_bucket_id: int | None = None
+    noise_aug_strength: float | None = None
+    min_guidance_scale: float | None = None
+
+
+class Solid(BaseModel):
+    """How an object becomes a file: its surface's grid, and the views of the turntable, in pixels."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    grid_size: int
+    frame_size: int
+    turntable: bool
+
+
 class Job(BaseModel):
-    """One picture to make.
+    """One picture, clip or object to make.
 
     ``image`` and ``mask`` are PNG files of the job's own size, the mask white where to paint; what a task or
-    a model has no use for is None.
+    a model has no use for is None. ``source`` is the job whose picture this one starts from; it comes first.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_bytes="base64", val_json_bytes="base64")
@@ -60,6 +87,9 @@ class Job(BaseModel):
     micro_conditioning: MicroConditioning | None = None
     max_sequence_length: int | None = None
     skip_layer_guidance: SkipLayerGuidance | None = None
+    clip: Clip | None = None
+    solid: Solid | None = None
+    source: Job | None = None
     output_format: OutputFormat
     output_compression: int
     warnings: tuple[str, ...] = ()
@@ -70,7 +100,10 @@ class Job(BaseModel):
 
     def described(self) -> dict[str, Any]:
         """What is set, as JSON; pictures by the SHA-256 of their files."""
-        fields = self.model_dump(mode="json", exclude={"image", "mask", "warnings"}, exclude_none=True)
+        left_out = {"image", "mask", "warnings", "source"}
+        fields = self.model_dump(mode="json", exclude=left_out, exclude_none=True)
+        if self.source is not None:
+            fields["source"] = self.source.described()
         pictures = {"image": self.image, "mask": self.mask}
         hashes = {
             f"{name}_sha256": hashlib.sha256(data).hexdigest() for name, data in pictures.items() if data

@@ -22,6 +22,8 @@ __all__ = [
     "open_picture",
     "png",
     "resized",
+    "squared",
+    "started_from",
 ]
 
 FORMATS = ("PNG", "JPEG", "WEBP")
@@ -102,6 +104,11 @@ def resized(image: Image.Image, size: tuple[int, int], mode: ResizeMode) -> Imag
     return ImageOps.fit(image, size, Image.Resampling.LANCZOS)
 
 
+def squared(image: Image.Image, side: int) -> Image.Image:
+    """The whole picture in the middle of a white square of this side."""
+    return ImageOps.pad(image, (side, side), Image.Resampling.LANCZOS, color="white")
+
+
 def png(image: Image.Image) -> bytes:
     """The picture as a PNG file, quickly made."""
     buffer = io.BytesIO()
@@ -115,6 +122,12 @@ def composited(image: Image.Image, job: Job) -> Image.Image:
         return image
     original, mask = Image.open(io.BytesIO(job.image)), Image.open(io.BytesIO(job.mask))
     return Image.composite(image, original, mask)
+
+
+def started_from(job: Job, picture: bytes) -> Job:
+    """The job with the picture that its source has made, brought to size."""
+    image = resized(opaque(open_picture(picture, "image")), (job.width, job.height), "cover")
+    return job.model_copy(update={"image": png(image), "source": None})
 
 
 def _varies(channel: Image.Image) -> bool:

@@ -34,6 +34,7 @@ __all__ = [
     "Inpaint",
     "OutputFormat",
     "PictureBytes",
+    "PictureFormat",
     "Request",
     "ResizeMode",
     "SkipLayerGuidance",
@@ -41,8 +42,9 @@ __all__ = [
     "TextToImage",
 ]
 
-Task = Literal["txt2img", "img2img", "inpaint"]
-OutputFormat = Literal["png", "jpeg", "webp"]
+Task = Literal["txt2img", "img2img", "inpaint", "img2vid", "txt2vid", "img2mesh", "txt2mesh"]
+PictureFormat = Literal["png", "jpeg", "webp"]
+OutputFormat = Literal["png", "jpeg", "webp", "gif", "mp4", "zip", "glb", "obj"]
 ResizeMode = Literal["cover", "fit", "exact"]
 
 MAX_FILE_BYTES = 50 * 2**20
@@ -229,7 +231,7 @@ class TextToImage(Request):
     skip_layer_guidance: Annotated[bool | SkipLayerGuidance | None, WrapValidator(_values)] = Field(
         default=None, description="SD3.5 Medium: true, or {layers, scale, start, stop}"
     )
-    output_format: Annotated[OutputFormat, BeforeValidator(_jpg)] = Field(
+    output_format: Annotated[PictureFormat, BeforeValidator(_jpg)] = Field(
         default="png", description="The picture's file format"
     )
     output_compression: int = Field(

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from jubako.errors import JubakoError, from_body
 
-__all__ = ["Progress", "Result", "Timings"]
+__all__ = ["File", "Progress", "Result", "Timings"]
 
 
 class Timings(BaseModel):
@@ -30,17 +30,30 @@ class Timings(BaseModel):
 
 
 class Progress(BaseModel):
-    """A job's step count after one more step."""
+    """A job's step count after one more step; ``preview`` is a small JPEG of it so far, or empty."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, ser_json_bytes="base64", val_json_bytes="base64")
 
     job_id: str
     step: int
     steps: int
+    preview: bytes = b""
+
+
+class File(BaseModel):
+    """A file's content. No field may be called ``media_type``, see :class:`Result`."""
+
+    model_config = ConfigDict(frozen=True, ser_json_bytes="base64", val_json_bytes="base64")
+
+    content_type: str
+    content: bytes
 
 
 class Result(BaseModel):
     """The file of one job, or its error in the shape that clients see.
+
+    ``variants`` are further files by name: a clip's ``thumbnail`` and ``spritesheet``, an object's
+    ``turntable`` or ``mesh``.
 
     No field may be called ``media_type``: BentoML's own attribute of that name would take its place.
     """
@@ -51,6 +64,7 @@ class Result(BaseModel):
     seed: int
     content_type: str = ""
     content: bytes = b""
+    variants: Mapping[str, File] = {}
     timings: Timings | None = None
     error: Mapping[str, Any] | None = None
 

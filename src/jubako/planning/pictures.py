@@ -1,52 +1,45 @@
-"""A request and the catalog give a job: the model resolved, every field filled and legal, the seed drawn."""
+"""Jobs of single pictures, from text, a picture or a picture and a mask."""
 
 from __future__ import annotations
 
-import secrets
 from typing import Any
 
 from jubako.catalog import Catalog, Model
 from jubako.errors import InvalidRequest
 from jubako.job import Job, MicroConditioning, Refinement, new_id
 from jubako.pictures import opaque, open_mask, open_picture, png, resized
+from jubako.planning.bounds import drawn_seed, legal_guidance, legal_prompt, legal_steps, model_of
 from jubako.request import ImageToImage, Inpaint, SkipLayerGuidance, TextToImage
 from jubako.schedulers import resolve_scheduler
 from jubako.sizes import fitted_size, legal_size
 
-__all__ = ["plan"]
-
-# What other programs draw and show: AUTOMATIC1111 and ComfyUI's older nodes read seeds as 32 bits.
-DRAWN_SEEDS = 2**32
+__all__ = ["plan_picture"]
 
 REFINER_AFTER = 0.8
 
 
-def plan(request: TextToImage, catalog: Catalog, default_model: str | None = None) -> Job:
-    """Resolve a request into a job; raises UnknownModel, or InvalidRequest that names field and choices.
-
-    With a picture to start from this decodes and scales it, which takes a moment.
-    """
-    model = catalog.model(request.model) if request.model else catalog.default_model(default_model)
-    _check_task(request, model, catalog)
+def plan_picture(request: TextToImage, catalog: Catalog, default_model: str | None = None) -> Job:
+    """The job of one picture."""
+    model = model_of(request.model, (request.task,), catalog, default_model)
     pictures = _pictures(request, model)
     defaults = model.defaults
     guidance_scale, warnings = _guidance(request, model)
     width, height = pictures.pop("size", None) or legal_size(request.width, request.height, model)
-    steps = _steps(request.num_inference_steps or defaults.num_inference_steps, model)
+    steps = legal_steps(request.num_inference_steps, model)
     scheduler = resolve_scheduler(request.scheduler or defaults.scheduler, model.flow)
     return Job(
         id=new_id(),
         task=request.task,
         family=model.family,
         model=model.name,
-        prompt=_prompt("prompt", request.prompt, model),
-        negative_prompt=_prompt("negative_prompt", request.negative_prompt or "", model),
+        prompt=legal_prompt("prompt", request.prompt, model),
+        negative_prompt=legal_prompt("negative_prompt", request.negative_prompt or "", model),
         width=width,
         height=height,
         num_inference_steps=steps,
         guidance_scale=guidance_scale,
         scheduler=scheduler.name,
-        seed=secrets.randbelow(DRAWN_SEEDS) if request.seed is None else request.seed,
+        seed=drawn_seed(request.seed),
         **pictures,
         strength=_strength(request, steps, model),
         refinement=_refinement(request, model),
@@ -57,16 +50,6 @@ def plan(request: TextToImage, catalog: Catalog, default_model: str | None = Non
         output_compression=request.output_compression,
         warnings=warnings,
     )
-
-
-def _check_task(request: TextToImage, model: Model, catalog: Catalog) -> None:
-    if request.task not in model.tasks:
-        able = ", ".join(other.name for other in catalog if request.task in other.tasks)
-        raise InvalidRequest(
-            f"model: {model.name} does not do {request.task}; it does: {', '.join(model.tasks)}. Models that "
-            f"do: {able or 'none'}",
-            param="model",
-        )
 
 
 def _pictures(request: TextToImage, model: Model) -> dict[str, Any]:
@@ -88,50 +71,21 @@ def _pictures(request: TextToImage, model: Model) -> dict[str, Any]:
     return found
 
 
-def _prompt(field: str, text: str, model: Model) -> str:
-    limit = model.limits.max_prompt_characters
-    if len(text) > limit:
-        raise InvalidRequest(
-            f"{field}: {len(text)} characters are past the limit of {limit} of {model.name}", param=field
-        )
-    return text
-
-
-def _steps(steps: int, model: Model) -> int:
-    least, most = model.limits.min_num_inference_steps, model.limits.max_num_inference_steps
-    if not least <= steps <= most:
-        allowed = f"exactly {most}" if least == most else f"{least} to {most}"
-        raise InvalidRequest(
-            f"num_inference_steps: {model.name} takes {allowed} steps, not {steps}",
-            param="num_inference_steps",
-        )
-    return steps
-
-
 def _guidance(request: TextToImage, model: Model) -> tuple[float, tuple[str, ...]]:
     """The guidance scale, and warnings of what has no effect."""
-    asked, default, limit = (
-        request.guidance_scale,
-        model.defaults.guidance_scale,
-        model.limits.max_guidance_scale,
-    )
     if not model.guidance:
         ignored = [
             name
             for name, given in (
-                ("guidance_scale", (asked or 0) > 1),
+                ("guidance_scale", (request.guidance_scale or 0) > 1),
                 ("negative_prompt", request.negative_prompt),
             )
             if given
         ]
-        return default, tuple(
+        return model.defaults.guidance_scale, tuple(
             f"{name} is ignored: {model.name} was made to run without guidance" for name in ignored
         )
-    scale = default if asked is None else asked
-    if scale > limit:
-        raise InvalidRequest(
-            f"guidance_scale: {scale} is past the limit of {limit} of {model.name}", param="guidance_scale"
-        )
+    scale = legal_guidance(request.guidance_scale, model)
     if scale <= 1 and request.negative_prompt:
         return scale, ("negative_prompt has no effect at a guidance_scale of 1 or below",)
     return scale, ()

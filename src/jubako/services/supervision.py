@@ -12,7 +12,8 @@ LOOK_SECONDS = 0.25
 def watch_workers_closely() -> None:
     """Have BentoML's process manager look four times a second whether a worker has died.
 
-    By itself it looks every ten seconds, and BentoML has no setting for it. This changes the arbiter's class, in the one process that makes an arbiter.
+    By itself it looks every ten seconds, and BentoML has no setting for it. This changes the arbiter's class,
+    in the one process that makes an arbiter.
     """
     from bentoml._internal.utils.circus import Arbiter
 
