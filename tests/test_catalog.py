@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import inspect
+import re
 from pathlib import Path
 
-import diffusers
 import pytest
+from PIL import Image
 
-from jubako.catalog import Catalog, CatalogError, Model, load_catalog, shipped_folder
+from jubako.catalog import Catalog, CatalogError, Model, Task, load_catalog, shipped_folder
 from jubako.errors import UnknownModel
-from jubako.planning import plan
-from jubako.request import TextToImage
+from jubako.pictures import png
+from jubako.planning import REQUESTS, plan
+from jubako.weights.recipe import pipeline_class
 
 SHIPPED = load_catalog()
 
@@ -25,7 +27,13 @@ NAMES = {
     "sd2.1-base",
     "sd2.1",
     "sd-turbo",
+    "tiny-svd",
+    "svd",
+    "svd-xt",
+    "animatediff",
+    "shap-e",
 }
+IN_WORKERS = [model for model in SHIPPED if model.weights.worker is not None]
 
 
 def overlaid(folder: Path, text: str) -> Catalog:
@@ -33,22 +41,47 @@ def overlaid(folder: Path, text: str) -> Catalog:
     return load_catalog(folder)
 
 
-def test_the_models_of_the_first_families_are_there() -> None:
+def test_the_models_that_everything_is_about_are_there() -> None:
     assert set(SHIPPED.names) >= NAMES
     assert SHIPPED.default_model().name == "tiny-sd"
 
 
-@pytest.mark.parametrize("model", list(SHIPPED), ids=lambda model: model.name)
-def test_every_entry_names_a_pipeline_and_components_that_diffusers_has(model: Model) -> None:
-    pipeline = getattr(diffusers, model.pipeline)
-    assert set(model.weights.components_left_out) <= set(inspect.signature(pipeline.__init__).parameters)
+def components(model: Model) -> set[str]:
+    """What the pipelines are made of that load from the model's repository."""
+    same = [each for each in SHIPPED if each.weights.repo == model.weights.repo] if model.weights.repo else []
+    kinds = {pipeline_class(each) for each in (model, *same)}
+    return {name for kind in kinds for name in inspect.signature(kind.__init__).parameters}
 
 
-@pytest.mark.parametrize("model", [m for m in SHIPPED if "txt2img" in m.tasks], ids=lambda model: model.name)
-def test_every_model_s_defaults_are_within_its_own_limits(model: Model) -> None:
-    job = plan(TextToImage(prompt="a red circle", model=model.name), SHIPPED)
-    assert (job.width, job.height) == (model.defaults.width, model.defaults.height)
-    assert job.num_inference_steps == model.defaults.num_inference_steps
+@pytest.mark.parametrize(
+    "model", [model for model in SHIPPED if model not in IN_WORKERS], ids=lambda model: model.name
+)
+def test_every_entry_names_a_pipeline_and_components_that_there_are(model: Model) -> None:
+    assert set(model.weights.components_left_out) <= components(model)
+
+
+@pytest.mark.parametrize("model", IN_WORKERS, ids=lambda model: model.name)
+def test_a_model_of_a_worker_comes_without_an_address(model: Model) -> None:
+    assert model.weights.worker is not None
+    assert model.weights.worker.url is None
+
+
+@pytest.mark.parametrize(
+    ("model", "task"),
+    [(model, task) for model in SHIPPED for task in model.tasks],
+    ids=lambda value: value.name if isinstance(value, Model) else value,
+)
+def test_every_model_s_defaults_are_within_its_own_limits(model: Model, task: Task) -> None:
+    own, kind = model.defaults, REQUESTS[task]
+    picture, mask = Image.new("RGB", (own.width, own.height)), Image.new("L", (own.width, own.height))
+    mask.paste(255, (0, 0, 8, 8))
+    fields = {"prompt": "a red circle", "image": png(picture), "mask": png(mask)}
+    request = kind(model=model.name, **{name: fields[name] for name in fields.keys() & kind.model_fields})
+    job = plan(request, SHIPPED)
+    assert (job.task, job.model) == (task, model.name)
+    assert (job.width, job.height) == (own.width, own.height)
+    assert (job.num_inference_steps, job.guidance_scale) == (own.num_inference_steps, own.guidance_scale)
+    assert (job.clip, job.solid) == (own.clip, own.solid)
 
 
 @pytest.mark.parametrize("model", list(SHIPPED), ids=lambda model: model.name)
@@ -100,10 +133,22 @@ def test_a_user_s_weight_folder_is_relative_to_the_user_s_file(tmp_path: Path) -
         ),
         (
             "family: sd\nmodels: {sd1.5: {weights: {folder: x}}}",
-            "models.sd1.5.weights.*one of repo, folder and file",
+            "models.sd1.5.weights.*one of repo, folder, file and worker",
         ),
         ("family: [", "mine.yaml: while parsing"),
         ("family: two\nmodels: {sd1.5: {}}", "mine.yaml: service: Field required"),
+        (
+            "family: video\nmodels: {svd: {defaults: {clip: null}}}",
+            "models.svd: Value error, defaults.clip goes with img2vid and txt2vid",
+        ),
+        (
+            "family: mesh\nmodels: {sf3d: {weights: {worker: {health_path: well}}}}",
+            "models.sf3d.weights.worker.health_path",
+        ),
+        (
+            "family: video\nmodels: {sv3d-u: {weights: {overlay: {kind: adapter}}}}",
+            "models.sv3d-u.weights.overlay.kind: Input should be 'denoiser', 'lora', 'motion' or 'original'",
+        ),
         ("family: sd\nmodels: {sd1.5: {default: true}}", "more than one model is marked as default"),
     ],
 )
@@ -113,11 +158,15 @@ def test_a_bad_file_is_refused_by_file_and_field(tmp_path: Path, text: str, mess
 
 
 def test_an_unknown_model_lists_the_known_ones_and_the_nearest() -> None:
-    with pytest.raises(UnknownModel, match=r"Did you mean 'sd1.5'\? Known: tiny-sd, sd1.4") as caught:
+    known = ", ".join(SHIPPED.names)
+    with pytest.raises(UnknownModel) as caught:
         SHIPPED.model("sd15")
+    assert caught.value.message == f"model: unknown model 'sd15'. Did you mean 'sd1.5'? Known: {known}"
     assert (caught.value.status, caught.value.param) == (404, "model")
 
 
 def test_an_unknown_family_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(CatalogError, match="unknown family 'sdx'; known: sd"):
+    with pytest.raises(
+        CatalogError, match=re.escape("unknown family 'sdx'; known: sd, mesh, sd3, sdxl, video")
+    ):
         SHIPPED.only(("sdx",))

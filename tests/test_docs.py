@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import av
 import httpx
 import pytest
+import typer.main
 import yaml
+from fastapi.routing import APIRoute
 from PIL import Image
 from pydantic import AliasChoices
 from server import ROOT, Server, free_port
@@ -24,15 +29,25 @@ from jubako.catalog import (
     Licence,
     Limits,
     Model,
+    Overlay,
     Resources,
     WeightSource,
+    Worker,
     load_catalog,
 )
+from jubako.cli import app as program
+from jubako.clip import ImageToVideo, TextToVideo
 from jubako.compare import Comparison
 from jubako.errors import JubakoError
 from jubako.images import ImagesEdit, ImagesGenerate, ImagesVariation
-from jubako.request import Inpaint
-from jubako.settings import Settings
+from jubako.job import Clip, Solid
+from jubako.mesh import ImageToMesh, TextToMesh
+from jubako.request import Inpaint, Request
+from jubako.services.comparing import add_comparison
+from jubako.services.jobs import add_jobs
+from jubako.services.openai import openai_app
+from jubako.services.videos import VideoCreate, add_videos
+from jubako.settings import Settings, load_settings
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
@@ -51,22 +66,75 @@ def named(text: str) -> set[str]:
     return set(re.findall(r"`([^`]+)`", BLOCK.sub("", text)))
 
 
-def blocks(language: str) -> list[str]:
-    return [body for kind, body in BLOCK.findall(README) if kind == language]
+def blocks(language: str, text: str = README) -> list[str]:
+    return [body for kind, body in BLOCK.findall(text) if kind == language]
 
 
-def test_every_setting_is_in_its_table_with_its_default() -> None:
-    table = {row[0].strip("`"): row[2] for row in rows(doc("docs/settings.md"))[1:]}
+def section(text: str, *headings: str) -> str:
+    """What stands below these headings."""
+    parts = dict(part.partition("\n")[::2] for part in re.split(r"^#{2,3} ", text, flags=re.MULTILINE)[1:])
+    return "\n".join(parts[heading] for heading in headings)
+
+
+def test_every_setting_is_in_its_table_with_its_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    table = {row[0].strip("`"): row for row in rows(doc("docs/settings.md"))[1:]}
     expected = {f"JUBAKO_{name.upper()}": field.description for name, field in Settings.model_fields.items()}
-    assert table == expected
+    assert {name: row[2] for name, row in table.items()} == expected
+    given = {name: row[1].strip("`").replace("~", "/home/me") for name, row in table.items()}
+    assert load_settings(given) == load_settings({})
 
 
-def test_every_field_of_a_request_is_documented_with_its_other_names() -> None:
-    table = {row[0].strip("`"): row for row in rows(doc("docs/api.md"))}
-    for name, field in Inpaint.model_fields.items():
-        assert table[name][2] == field.description
-        if isinstance(field.validation_alias, AliasChoices):
-            assert named(table[name][1]) == {str(alias) for alias in field.validation_alias.choices} - {name}
+@pytest.mark.parametrize(
+    ("headings", "kinds"),
+    [
+        (("Pictures", "Pictures to start from"), (Inpaint,)),
+        (("Clips",), (ImageToVideo, TextToVideo)),
+        (("Objects",), (ImageToMesh, TextToMesh)),
+        (("Clips", "`POST /v1/videos`"), (VideoCreate,)),
+    ],
+    ids=["pictures", "clips", "objects", "videos"],
+)
+def test_every_field_of_a_request_is_documented_with_its_other_names(
+    headings: tuple[str, ...], kinds: tuple[type[Request], ...]
+) -> None:
+    found = rows(section(doc("docs/api.md"), *headings))
+    table = {row[0].strip("`"): (named(row[1]), row[2]) for row in found if row[0] != "field"}
+    fields = {name: field for kind in kinds for name, field in kind.model_fields.items()}
+    if VideoCreate not in kinds:
+        assert table.keys() == fields.keys()
+    for name, field in fields.items():
+        alias = field.validation_alias
+        others = set(map(str, alias.choices)) - {name} if isinstance(alias, AliasChoices) else set()
+        assert table[name] == (others, field.description)
+
+
+def test_every_route_is_documented() -> None:
+    app = openai_app()
+    for add in (add_comparison, add_jobs, add_videos):
+        add(app)
+    text = named(doc("docs/api.md"))
+    for route in app.routes:
+        if isinstance(route, APIRoute):
+            path = route.path.replace("{job_id}", "{id}")
+            assert {f"{method} {path}" for method in route.methods or ()} <= text
+
+
+def commands(group: Any, name: str = "jubako") -> Iterator[tuple[str, Any]]:
+    """The commands of the command line with their whole names."""
+    for word, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, f"{name} {word}")
+        else:
+            yield f"{name} {word}", command
+
+
+def test_every_option_of_the_command_line_is_documented() -> None:
+    page = doc("docs/cli.md")
+    for name, command in commands(typer.main.get_command(program)):
+        own = page.partition(f"# `{name}")[2].partition("\n")[2].partition("\n#")[0]
+        options = {param.opts[0] for param in command.params if param.opts[0].startswith("--")}
+        assert options <= named(own), name
 
 
 def test_every_field_of_openai_s_routes_and_of_comparisons_is_documented() -> None:
@@ -84,7 +152,8 @@ def test_every_error_is_documented_with_its_status() -> None:
 
 def test_every_key_of_the_catalog_is_described() -> None:
     text = named(doc("models/README.md"))
-    for value in (Family, Model, Resources, Batching, Defaults, Limits, Licence, WeightSource):
+    own = (Family, Model, Resources, Batching, Defaults, Limits, Licence, WeightSource, Overlay, Worker)
+    for value in (*own, Clip, Solid):
         assert set(value.model_fields) - {"name", "family"} <= text, value.__name__
 
 
@@ -109,7 +178,7 @@ def test_the_readme_s_tree_is_there() -> None:
     for line in tree:
         folder = ROOT / "src" / "jubako" if line.startswith("  ") else ROOT
         paths = line.strip() if "   " not in line.strip() else line.strip().split("   ")[0]
-        for name in paths.split():
+        for name in (*paths.split(), *re.findall(r"\w+\.py", line)):
             assert (folder / name).exists(), f"the README names {name}"
     scripts = next(line for line in tree if line.startswith("scripts/")).split()[1:]
     assert sorted(scripts) == sorted(path.name for path in (ROOT / "scripts").iterdir() if path.is_file())
@@ -164,33 +233,62 @@ def test_the_readme_s_shell_commands_do_what_it_says(served: str, tmp_path: Path
         for command in block.replace("\\\n", " ").strip().splitlines()
         if not command.startswith(("git clone", "scripts/serve", ".venv/bin/bentoml build"))
     ]
-    assert len(commands) == 4
+    assert len(commands) == 7
+    job = ""
     for command in commands:
-        words = shlex.split(command.replace("http://127.0.0.1:3000", served))
-        if words[:2] in ([".venv/bin/jubako", "generate"], [".venv/bin/jubako", "compare"]):
+        words = [word.replace("http://127.0.0.1:3000", served) for word in shlex.split(command)]
+        words = [job if word == "JOB" else word for word in words]
+        if words[0] == ".venv/bin/jubako" and words[1] != "models":
             words += ["--url", served]
         words[0] = str(ROOT / words[0]) if words[0].startswith(".venv") else words[0]
         done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["circle.png", "sheet.png", "star.png"]
+        if "/v1/jobs" in command:
+            job = json.loads(done.stdout)["id"]
+    names = ["circle.png", "clip.mp4", "job.mp4", "sheet.png", "star.png"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == names
     for name in ("circle.png", "star.png"):
         with Image.open(tmp_path / name) as image:
             assert image.size == (64, 64)
+    for name in ("clip.mp4", "job.mp4"):
+        with av.open(str(tmp_path / name)) as clip:
+            assert [frame.width for frame in clip.decode(video=0)] == [64] * 8
 
 
-def test_the_readme_s_python_examples_run(served: str, tmp_path: Path) -> None:
-    examples = blocks("python")
-    assert len(examples) == 2
-    for example in examples:
-        code = example.replace("http://127.0.0.1:3000", served)
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["moved.png", "ring-7.png", "ring-8.png"]
-    assert "Seed: 7" in done.stdout
+def test_the_python_examples_run(served: str, tmp_path: Path) -> None:
+    examples = [*blocks("python"), *blocks("python", doc("docs/jobs.md"))]
+    assert len(examples) == 3
+    told = [ran(example.replace("http://127.0.0.1:3000", served), tmp_path) for example in examples]
+    names = ["moved.png", "ring-7.png", "ring-8.png", "triangle.mp4", "triangle.webp"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == names
+    assert "Seed: 7" in told[1]
+    with av.open(str(tmp_path / "triangle.mp4")) as clip:
+        assert float((clip.duration or 0) / av.time_base) == pytest.approx(2, abs=0.3)
+
+
+def ran(code: str, folder: Path) -> str:
+    """What a program prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_job_and_the_event_of_the_api_s_page_look_like_real_ones(served: str) -> None:
+    page = doc("docs/api.md")
+    (shown,) = (json.loads(block) for block in blocks("json", section(page, "`GET /v1/jobs/{id}`")))
+    with httpx.Client(base_url=served, timeout=60) as client:
+        job = client.post("/v1/jobs", json={"task": "txt2img", "prompt": "a red circle", "steps": 20}).json()
+        told = client.get(job["links"]["events"]).text
+        done = client.get(job["links"]["self"]).json()
+    assert done["state"] == "succeeded"
+    assert shown.keys() == done.keys()
+    assert shown["stage"].keys() == done["stage"].keys()
+    described = named(section(page, "`GET /v1/jobs/{id}`"))
+    assert {key for output in done["outputs"] for key in output} <= described
+    (block,) = blocks("text", section(page, "`GET /v1/jobs/{id}/events`"))
+    example = json.loads(block.partition("data: ")[2])
+    events = [json.loads(line.removeprefix("data: ")) for line in told.splitlines() if "data: " in line]
+    assert example.keys() in [event.keys() for event in events]
+    assert {event["type"] for event in events} <= named(section(page, "`GET /v1/jobs/{id}/events`"))

@@ -260,6 +260,8 @@ def load_catalog(extra: Path | None = None, *, shipped: Path | None = None) -> C
             origin[family] = f"{origin[family]} + {file.name}" if family in origin else file.name
     families = {name: _family(document, origin[name]) for name, document in raw.items()}
     _refuse_doubles(families)
+    # The default model's family first, which is what most people look for.
+    families = dict(sorted(families.items(), key=lambda item: not _has_default(item[1])))
     return Catalog(families)
 
 
@@ -315,6 +317,10 @@ def _family(document: Mapping[str, Any], origin: str) -> Family:
             f"{origin}: {'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in error.errors()
         ]
         raise CatalogError("\n".join(lines)) from error
+
+
+def _has_default(family: Family) -> bool:
+    return any(model.default for model in family.models.values())
 
 
 def _refuse_doubles(families: Mapping[str, Family]) -> None:

@@ -181,7 +181,10 @@ class Runner:
         began = perf_counter()
         work = asyncio.ensure_future(workers.generate(worker, job))
         self._running[job.id] = partial(asyncio.get_running_loop().call_soon_threadsafe, work.cancel)
-        await asyncio.wait({work})
+        try:
+            await asyncio.wait({work})
+        finally:
+            work.cancel()
         if work.cancelled():
             raise Cancelled("the job was cancelled")
         file, variants = work.result()

@@ -103,7 +103,11 @@ class Runs:
     def _keep(self, result: Result) -> None:
         """For whoever takes over a job whose gateway died before it had the result; the oldest go first."""
         self._ended[result.job_id] = result
-        self._bytes += len(result.content)
+        self._bytes += _size(result)
         while self._bytes > self._limit:
             _, oldest = self._ended.popitem(last=False)
-            self._bytes -= len(oldest.content)
+            self._bytes -= _size(oldest)
+
+
+def _size(result: Result) -> int:
+    return len(result.content) + sum(len(file.content) for file in result.variants.values())

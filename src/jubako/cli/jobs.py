@@ -33,7 +33,7 @@ jobs = typer.Typer(
 
 
 @jobs.command("list")
-def list_jobs(
+def _list_jobs(
     state: Annotated[
         str | None, typer.Option(help="Only queued, running, succeeded, failed or cancelled ones.")
     ] = None,
@@ -61,8 +61,8 @@ def list_jobs(
     Console(highlight=False).print(table if found else "There are no jobs.")
 
 
-@jobs.command()
-def follow(
+@jobs.command("follow")
+def _follow_job(
     job: Id,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write the result here when it is done.")
@@ -95,19 +95,19 @@ def follow(
     if state != "succeeded":
         raise typer.Exit(1)
     if output is not None:
-        _fetch(url, job, output)
+        _fetch_all(url, job, output)
 
 
-@jobs.command()
-def cancel(job: Id, url: Url = DEFAULT_URL) -> None:
+@jobs.command("cancel")
+def _cancel_job(job: Id, url: Url = DEFAULT_URL) -> None:
     """Cancel a job that waits or runs."""
     url = url.rstrip("/")
     cancelled = asked(url, f"/v1/jobs/{_whole(url, job)}", method="DELETE")
     Console(highlight=False).print(f"{cancelled['id'][:12]} [yellow]{cancelled['state']}[/]")
 
 
-@jobs.command()
-def fetch(
+@jobs.command("fetch")
+def _fetch_job(
     job: Id,
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")],
     variant: Annotated[
@@ -115,13 +115,23 @@ def fetch(
     ] = None,
     url: Url = DEFAULT_URL,
 ) -> None:
-    """Write a job's result to a file."""
+    """Write a job's result to a file; of several pictures, each to a file with its number."""
     url = url.rstrip("/")
-    _fetch(url, _whole(url, job), output, variant)
+    _fetch_all(url, _whole(url, job), output, variant)
 
 
-def _fetch(url: str, job: str, output: Path, variant: str | None = None) -> None:
-    content = fetched(url, f"/v1/jobs/{job}/result" + (f"?variant={variant}" if variant else ""))
+def _fetch_all(url: str, job: str, output: Path, variant: str | None = None) -> None:
+    count = len(asked(url, f"/v1/jobs/{job}")["outputs"])
+    if count <= 1:
+        _fetch(url, job, 0, output, variant)
+        return
+    for index in range(count):
+        _fetch(url, job, index, output.with_stem(f"{output.stem}-{index + 1}"), variant)
+
+
+def _fetch(url: str, job: str, index: int, output: Path, variant: str | None) -> None:
+    more = f"&variant={variant}" if variant else ""
+    content = fetched(url, f"/v1/jobs/{job}/result?index={index}{more}")
     write(output, content)
     Console(highlight=False).print(f"[bold]{escape(str(output))}[/]  {len(content) / 1e3:.1f} kB")
 

@@ -21,8 +21,11 @@ __all__ = ["models"]
 # Where the output is no terminal, nothing is cut off to fit one.
 PIPED_COLUMNS = 160
 
-# Terminals of fewer columns do without the family, which most names tell anyway.
+# Terminals of fewer columns do without the tasks and the family, which most names tell anyway.
 ROOMY_COLUMNS = 94
+
+# Longer names of licences, of which there are few, take two lines where there is no room.
+LICENCE_WIDTH = 21
 
 COMMERCIAL = {"yes": "green", "limited": "yellow", "no": "red"}
 
@@ -86,13 +89,14 @@ def _table(
 ) -> Table:
     table = Table(box=None, header_style="bold", padding=(0, 2 if roomy else 1, 0, 0))
     headers = ["Model", "Family", "Tasks", "Licence", "Commercial", "Gated", "GB", "State"]
-    left_out = set() if roomy else {"Family"}
+    left_out = set() if roomy else {"Family", "Tasks"}
     for header in headers:
         if header not in left_out:
             table.add_column(
                 header,
-                no_wrap=header != "Tasks",
-                min_width=8 if header == "Tasks" else None,
+                no_wrap=header not in {"Tasks", "Licence"},
+                overflow="fold" if header == "Licence" else "ellipsis",
+                min_width={"Tasks": 8, "Licence": LICENCE_WIDTH}.get(header),
                 justify="right" if header == "GB" else "left",
             )
     for model in catalog:

@@ -92,6 +92,8 @@ class JobDesk:
         ``request`` is what was asked for, by which another request of the same key is told apart.
         """
         job_id = uuid.uuid5(_KEYS, key).hex if key else new_id()
+        names = [job_id] if len(jobs) == 1 else [f"{job_id}-{i}" for i in range(len(jobs))]
+        jobs = [job.model_copy(update={"id": name}) for job, name in zip(jobs, names, strict=True)]
         first = jobs[0]
         record = Record(
             id=job_id,

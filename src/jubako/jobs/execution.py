@@ -166,7 +166,9 @@ class Execution:
             if record.id in self._stopping:
                 await self._cancel(jobs)
             raise
-        return {"files": [task.result().model_dump(mode="json") for task in tasks]}
+        outputs = [task.result() for task in tasks]
+        await self._call(self._ledger.hold, record.id, outputs)
+        return {"files": [output.model_dump(mode="json") for output in outputs]}
 
     async def _cancel(self, jobs: Sequence[Job]) -> None:
         await asyncio.gather(*(self._engine.cancel(job) for job in jobs))

@@ -128,16 +128,18 @@ class Ledger:
                     data = {"state": "running", "progress": made.progress, **values, **shown}
                     self._tell(connection, job_id, "progress", data)
 
+    def hold(self, job_id: str, outputs: Sequence[Output]) -> None:
+        """Have the files of a stage kept for as long as the job is."""
+        with self._engine.begin() as connection:
+            self._refer(connection, job_id, _sizes(outputs))
+
     def succeed(self, job_id: str, outputs: Sequence[Output]) -> bool:
         """Record the result; False when the job was over already."""
-        sizes = {
-            kept.digest: kept.bytes for output in outputs for kept in (output, *output.variants.values())
-        }
         fields = {
             "progress": 1.0,
             "outputs": json.dumps([output.model_dump(mode="json") for output in outputs]),
         }
-        return self._end(job_id, "succeeded", fields, {"progress": 1.0}, sizes)
+        return self._end(job_id, "succeeded", fields, {"progress": 1.0}, _sizes(outputs))
 
     def fail(self, job_id: str, error: Mapping[str, Any]) -> bool:
         """Record the error, in the shape that clients see; False when the job was over already."""
@@ -243,6 +245,10 @@ class Ledger:
     def _tell(connection: sa.Connection, job_id: str, kind: str, data: Mapping[str, Any]) -> None:
         row = {"job_id": job_id, "kind": kind, "at": time.time(), "data": json.dumps(data)}
         connection.execute(sa.insert(tables.events).values(row))
+
+
+def _sizes(outputs: Sequence[Output]) -> dict[str, int]:
+    return {kept.digest: kept.bytes for output in outputs for kept in (output, *output.variants.values())}
 
 
 def _place(record: Record) -> sa.Tuple:

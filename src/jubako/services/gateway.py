@@ -120,11 +120,12 @@ def gateway_service(**services: Any) -> Any:
             except JubakoError as error:
                 return answer(error)
 
-        async def answered(self, request: Received) -> Response:
+        async def answered(self, request: Received, warnings: tuple[str, ...] = ()) -> Response:
             """The file that was asked for, as soon as it is made; raises what stands in the way."""
             if isinstance(request, JubakoError):
                 raise request
-            job = await self.admission.job(request)
+            job = _alone(await self.admission.job(request))
+            job = job.model_copy(update={"warnings": (*job.warnings, *warnings)})
             result = await self.families.run(job)
             return Response(result.content, 200, _headers(job, result), result.content_type)
 
@@ -165,6 +166,15 @@ def gateway_service(**services: Any) -> Any:
     gateway.mount_asgi_app(app, path="/", name="openai")
     gateway.add_asgi_middleware(ErrorShape)
     return gateway
+
+
+def _alone(job: Job) -> Job:
+    """The job without what would come beside its one file."""
+    if job.solid is None or not job.solid.turntable or job.output_format not in {"glb", "obj"}:
+        return job
+    told = "turntable is ignored: one file is answered with; submit a job, or ask for mp4 or gif"
+    solid = job.solid.model_copy(update={"turntable": False})
+    return job.model_copy(update={"solid": solid, "warnings": (*job.warnings, told)})
 
 
 def _headers(job: Job, result: Result) -> dict[str, str]:

@@ -16,9 +16,10 @@ from starlette.requests import Request as Body
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 
 from jubako.errors import InvalidRequest, JobNotDone, ResultGone, nearest
+from jubako.job import Job
 from jubako.jobs.record import Event, JobState, Kept, Output, Record, stages_of
 from jubako.planning import REQUESTS, AnyRequest
-from jubako.request import Request, Task
+from jubako.request import Request, Task, TextToImage
 from jubako.services.bodies import read_request_of
 
 __all__ = ["add_jobs", "file_of", "submitted"]
@@ -27,7 +28,6 @@ COMMENT_SECONDS = 15
 # How long a client waits before it connects again, in milliseconds.
 RETRY_MS = 1000
 
-_EXTENSIONS = {"jpeg": "jpg"}
 _FILTERS = ("state", "task", "family", "model")
 
 IdempotencyKey = Annotated[str | None, Header(min_length=1, max_length=255)]
@@ -61,11 +61,14 @@ def _kind(envelope: _Envelope) -> type[AnyRequest]:
     return REQUESTS[envelope.task]
 
 
-async def submitted(request: AnyRequest, n: int = 1, key: str | None = None) -> Record:
+async def submitted(
+    request: AnyRequest, n: int = 1, key: str | None = None, warnings: tuple[str, ...] = ()
+) -> Record:
     """The durable job of a request; the same key gives the same job again."""
     gateway = bentoml.get_current_service()
     job = await gateway.admission.job(request)
-    limit = gateway.catalog.model(job.model).limits.max_n if "img" in job.task[3:] else 1
+    job = job.model_copy(update={"warnings": (*job.warnings, *warnings)})
+    limit = gateway.catalog.model(job.model).limits.max_n if isinstance(request, TextToImage) else 1
     if n > limit:
         raise InvalidRequest(f"n: {n} is past the limit of {limit} for {job.task} by {job.model}", param="n")
     record: Record = await gateway.jobs.submit(job.siblings(n) if n > 1 else [job], _asked(request, n), key)
@@ -156,6 +159,8 @@ async def _stream(events: AsyncGenerator[Event | None, None]) -> AsyncGenerator[
 
 def _told(event: Event) -> dict[str, Any]:
     data = dict(event.data)
+    if "stage" in data:
+        data["stage"] += 1
     if preview := data.pop("preview", None):
         data["preview"] = {"content_type": "image/jpeg", "b64_json": preview}
     if event.kind == "completed":
@@ -245,13 +250,21 @@ async def _shown(record: Record) -> dict[str, Any]:
         "steps": steps,
         "stage": {"number": record.stage + 1, "of": len(stages), "task": stage.task, "model": stage.model},
         "seconds_left": None if seconds is None else round(seconds, 1),
-        "request": first.described() | {f"{name}_sha256": d for name, d in record.work.pictures.items()},
+        "request": _asked_for(first) | {f"{name}_sha256": d for name, d in record.work.pictures.items()},
         "seeds": [job.seed for job in record.work.jobs],
         "warnings": list(first.warnings),
         "outputs": [_described(output, i, here) for i, output in enumerate(record.outputs)],
         "links": _links(record, here),
         "error": record.error["error"] if record.error else None,
     }
+
+
+def _asked_for(job: Job) -> dict[str, Any]:
+    """What is set of a job; its id and its source's are nobody's business but the families'."""
+    fields = job.described()
+    del fields["id"]
+    fields.get("source", {}).pop("id", None)
+    return fields
 
 
 def _described(output: Output, index: int, here: str) -> dict[str, Any]:

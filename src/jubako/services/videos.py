@@ -15,11 +15,11 @@ from jubako.clip import ClipRequest, ImageToVideo, TextToVideo
 from jubako.errors import InvalidRequest, UnknownJob
 from jubako.jobs.record import JobState, Record
 from jubako.planning.bounds import model_of
-from jubako.request import PictureBytes
+from jubako.request import PictureBytes, ResizeMode
 from jubako.services.bodies import read_request
 from jubako.services.jobs import IdempotencyKey, file_of, submitted
 
-__all__ = ["add_videos"]
+__all__ = ["VideoCreate", "add_videos"]
 
 _STATUS: dict[JobState, str] = {
     "queued": "queued",
@@ -29,24 +29,36 @@ _STATUS: dict[JobState, str] = {
     "cancelled": "failed",
 }
 _TASKS = ("img2vid", "txt2vid")
+_OF_PROMPTS = (
+    "prompt",
+    "negative_prompt",
+    "image_model",
+    "image_num_inference_steps",
+    "image_guidance_scale",
+)
+NEAR_ENOUGH = 0.1
 _SIZE = re.compile(r"(\d{1,5})[xX](\d{1,5})")
 
 
-class VideoCreate(ClipRequest):
+class VideoCreate(TextToVideo):
     """OpenAI's ``POST /v1/videos`` with our fields at top level."""
 
-    prompt: str | None = Field(default=None, description="What the clip shows; not needed with a picture")
+    prompt: str | None = Field(  # type: ignore[assignment] # a picture does without
+        default=None, description="What the clip shows; not needed with a picture"
+    )
     input_reference: PictureBytes | None = Field(
         default=None,
         description="The first frame: an upload, base64 or a data: URL",
         validation_alias=AliasChoices("input_reference", "image"),
     )
+    resize_mode: ResizeMode = Field(
+        default="cover",
+        description="When sizes differ: cover fills and crops, fit changes the asked size, exact distorts",
+    )
     seconds: float | None = Field(
         default=None, gt=0, le=60, description="How long the clip plays: sets its frames a second"
     )
     size: str | None = Field(default=None, description="'auto' or WIDTHxHEIGHT")
-    negative_prompt: str | None = Field(default=None, description="What it should not show")
-    image_model: str | None = Field(default=None, description="The model that draws the first frame")
 
 
 def add_videos(app: FastAPI) -> None:
@@ -61,15 +73,15 @@ def add_videos(app: FastAPI) -> None:
 
 async def _create(body: Body, idempotency_key: IdempotencyKey = None) -> Response:
     """Film a prompt or a picture, as a durable job."""
-    request = _clip_of(await read_request(body, VideoCreate))
-    record = await submitted(request, key=idempotency_key)
+    request, warnings = _clip_of(await read_request(body, VideoCreate))
+    record = await submitted(request, key=idempotency_key, warnings=warnings)
     return JSONResponse(_video(record), headers=_poll_after())
 
 
 async def _sync(body: Body) -> Response:
     """The clip itself, as soon as it is made."""
-    request = _clip_of(await read_request(body, VideoCreate))
-    response: Response = await bentoml.get_current_service().answered(request)
+    request, warnings = _clip_of(await read_request(body, VideoCreate))
+    response: Response = await bentoml.get_current_service().answered(request, warnings)
     return response
 
 
@@ -117,16 +129,21 @@ async def _found(job_id: str) -> Record:
     return record
 
 
-def _clip_of(asked: VideoCreate) -> ClipRequest:
-    """The native request; what is only OpenAI's is said in its fields."""
-    fields = {name: getattr(asked, name) for name in ClipRequest.model_fields.keys() & asked.model_fields_set}
-    fields |= _sized(asked) | _timed(asked)
-    if asked.input_reference is not None:
-        return ImageToVideo(image=asked.input_reference, **fields)
-    if asked.prompt is None:
-        raise InvalidRequest("prompt: give a prompt, or a picture as input_reference", param="prompt")
-    more = {"negative_prompt": asked.negative_prompt, "image_model": asked.image_model}
-    return TextToVideo(prompt=asked.prompt, **fields, **{k: v for k, v in more.items() if v is not None})
+def _clip_of(asked: VideoCreate) -> tuple[ClipRequest, tuple[str, ...]]:
+    """The native request, and warnings of what has no effect in it or comes out otherwise."""
+    kind: type[ClipRequest] = TextToVideo if asked.input_reference is None else ImageToVideo
+    fields = {name: getattr(asked, name) for name in kind.model_fields.keys() & asked.model_fields_set}
+    fields |= _sized(asked)
+    rate, warnings = _timed(asked)
+    fields |= rate
+    if asked.input_reference is None:
+        if not asked.prompt:
+            raise InvalidRequest("prompt: give a prompt, or a picture as input_reference", param="prompt")
+        return TextToVideo.model_validate(fields), warnings
+    fields["image"] = asked.input_reference
+    ignored = [name for name in _OF_PROMPTS if getattr(asked, name)]
+    told = [f"{name} is ignored: the clip is made from the picture alone" for name in ignored]
+    return ImageToVideo.model_validate(fields), (*warnings, *told)
 
 
 def _sized(asked: VideoCreate) -> dict[str, int]:
@@ -134,23 +151,37 @@ def _sized(asked: VideoCreate) -> dict[str, int]:
         return {}
     if asked.width or asked.height:
         raise InvalidRequest("size: give either size or width and height", param="size")
-    if not (match := _SIZE.fullmatch(asked.size)):
+    match = _SIZE.fullmatch(asked.size)
+    if match is None or not (int(match[1]) and int(match[2])):
         raise InvalidRequest(
             f"size: {asked.size!r} is not a size; use auto or WIDTHxHEIGHT, as in 1024x576", param="size"
         )
     return {"width": int(match[1]), "height": int(match[2])}
 
 
-def _timed(asked: VideoCreate) -> dict[str, int]:
-    """Models make as many frames as they were trained on; how long those play is a matter of the rate."""
+def _timed(asked: VideoCreate) -> tuple[dict[str, int], tuple[str, ...]]:
+    """The rate at which the clip takes so long, and a warning where it comes out clearly otherwise.
+
+    Models make as many frames as they were trained on; how long those play is a matter of the rate.
+    """
     if asked.seconds is None:
-        return {}
+        return {}, ()
     if asked.fps is not None:
         raise InvalidRequest("seconds: give either seconds or fps", param="seconds")
     catalog = bentoml.get_current_service().catalog
-    own = model_of(asked.model, ("img2vid", "txt2vid"), catalog).defaults.clip
-    frames = asked.num_frames or (own.num_frames if own else 1)
-    return {"fps": max(1, round(frames / asked.seconds))}
+    model = model_of(asked.model, ("txt2vid", "img2vid"), catalog)
+    frames = asked.num_frames or (model.defaults.clip.num_frames if model.defaults.clip else 1)
+    rate = max(1, round(frames / asked.seconds))
+    if rate > model.limits.max_fps:
+        raise InvalidRequest(
+            f"seconds: {frames} frames in {asked.seconds:g} s are more than {model.limits.max_fps} a second; "
+            f"take at least {frames / model.limits.max_fps:.2g} s",
+            param="seconds",
+        )
+    plays = frames / rate
+    if abs(plays - asked.seconds) <= NEAR_ENOUGH * asked.seconds:
+        return {"fps": rate}, ()
+    return {"fps": rate}, (f"seconds: {frames} frames at {rate} a second play for {plays:.3g} s",)
 
 
 def _poll_after() -> dict[str, str]:
