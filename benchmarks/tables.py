@@ -122,12 +122,27 @@ def _rows(result: Result) -> str:
     return f"{_when(result)}\n\n" + _table(("rows", *(f"ms a row, {side} px" for side in sides)), rows)
 
 
+def _jobs(result: Result) -> str:
+    rows = [
+        (name, str(figures["count"]), *(_number(1000 * figures[f"{figure}_s"]) for figure in _JOB_FIGURES))
+        for name, figures in result["latencies"].items()
+    ]
+    freed = _number(result["one_step_after_cancelling_s"])
+    return (
+        f"{_when(result)}\n\n{_table(('', 'asked', 'p50, ms', 'p99, ms', 'slowest, ms'), rows)}\n\n"
+        f"A job of one step, submitted when all others had been cancelled, was done {freed} s later."
+    )
+
+
+_JOB_FIGURES = ("p50", "p99", "max")
+
 _TABLES: Mapping[str, tuple[str, Callable[[Result], str]]] = {
     "saturation": ("load", _saturation),
     "poisson": ("load", _poisson),
     "ratios": ("load", _ratios),
     "engine": ("engine", _engine),
     "rows": ("rows", _rows),
+    "jobs": ("jobs", _jobs),
 }
 
 

@@ -89,6 +89,15 @@ def test_the_rows_benchmark_recommends_one_of_the_counts_it_tried() -> None:
     assert set(document["sides"]["32"]["row_ms"]) == {"1", "4"}
 
 
+def test_the_jobs_benchmark_asks_and_cancels_while_jobs_run() -> None:
+    document = benchmark("jobs", "--jobs", "12", "--steps", "40", "--polls", "20", "--cancels", "4")
+    counts = {name: figures["count"] for name, figures in document["latencies"].items()}
+    assert counts == {"poll, idle": 50, "poll, saturated": 20, "cancel, saturated": 4}
+    for figures in document["latencies"].values():
+        assert 0 < figures["p50_s"] <= figures["p99_s"] <= figures["max_s"]
+    assert document["one_step_after_cancelling_s"] > 0
+
+
 @pytest.mark.parametrize("arguments", [[], ["lod"], ["engine", "--architecture", "sd9"]])
 def test_wrong_arguments_are_refused_with_the_choices(arguments: list[str]) -> None:
     command = [str(ROOT / "scripts" / "benchmark"), *arguments]

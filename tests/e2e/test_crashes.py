@@ -176,6 +176,17 @@ def test_60_jobs_survive_a_kill_every_five_seconds_and_a_restart(tmp_path: Path)
         check_results(again, ordered)
 
 
+def test_a_restart_in_order_goes_on_with_what_ran_and_what_waited(tmp_path: Path) -> None:
+    with serving(tmp_path, JUBAKO_FAMILIES="sd") as server:
+        ids = [submit(server, Order("a large red circle", seed)) for seed in range(12)]
+        while not any(job["progress"] > 0 for job in listed(server).values()):
+            time.sleep(0.05)
+    with serving(tmp_path, JUBAKO_FAMILIES="sd") as again:
+        wait_for_all(again, ids)
+        for job in listed(again).values():
+            assert len(job["outputs"]) == 1
+
+
 @pytest.mark.timeout(420)
 def test_a_gateway_that_dies_for_good_leaves_its_jobs_to_the_other(tmp_path: Path) -> None:
     with ExitStack() as stack:

@@ -109,7 +109,8 @@ class JobDesk:
             known = await self.find(job_id)
             if known.request_hash != record.request_hash:
                 raise KeyReused("Idempotency-Key: it came with another request before; use a new one")
-            return known
+            record = known
+        # Twice is as good as once; the gateway that recorded it may have died before it came to this.
         await self._call(self._queue.enqueue, job_id, record.family)
         self._ring(job_id)
         return record
@@ -245,8 +246,6 @@ class JobDesk:
         if not await self._call(self._lease.renew):
             logger.warning("this gateway was taken for dead; others run its jobs")
             self._execution.abandon()
-            await self._call(self._lease.renew)
-            self._execution.resume()
         for name in await self._call(self._lease.claim_dead):
             adopted = await self._call(self._queue.adopt, name)
             await self._call(self._lease.bury, name)

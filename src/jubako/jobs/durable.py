@@ -65,6 +65,8 @@ class DurableQueue:
         """Begin to run what waits, and what this gateway had begun when it ended; work goes to ``loop``."""
         DBOS(config=self._config)
         self._run_job = _workflow(self._worker, loop)
+        # The database may have the queues of families that this gateway does not reach.
+        DBOS.listen_queues(list(self._bounds))
         DBOS.launch()
         for family, bound in self._bounds.items():
             DBOS.register_queue(

@@ -65,7 +65,7 @@ class Execution:
         self._stages: dict[str, asyncio.Task[dict[str, Any]]] = {}
         self._advances: dict[str, Advance] = {}
         self._stopping: set[str] = set()
-        self._abandoned = False
+        self._abandoned: set[asyncio.Task[dict[str, Any]]] = set()
 
     @property
     def running(self) -> tuple[str, ...]:
@@ -81,14 +81,10 @@ class Execution:
         return task.cancel()
 
     def abandon(self) -> None:
-        """Stop everything and record nothing more: others have taken these jobs over."""
-        self._abandoned = True
+        """Stop what is at work here and record nothing more of it: others have taken these jobs over."""
+        self._abandoned.update(self._stages.values())
         for task in self._stages.values():
             task.cancel()
-
-    def resume(self) -> None:
-        """Record again, what begins from now on."""
-        self._abandoned = False
 
     async def begin(self, job_id: str) -> int:
         """Mark the job as running; how many stages it has, 0 when it is over or gone."""
@@ -106,10 +102,11 @@ class Execution:
         try:
             outcome = await self._outcome(task, job_id)
         finally:
-            del self._stages[job_id]
+            if self._stages.get(job_id) is task:
+                del self._stages[job_id]
             self._stopping.discard(job_id)
             self._advances.pop(job_id, None)
-        if self._abandoned:
+        if task in self._abandoned:
             # Whoever took the job over gives it its end. This workflow must give it none, not even a failure.
             await asyncio.Event().wait()
         return outcome

@@ -129,9 +129,11 @@ class Ledger:
                     self._tell(connection, job_id, "progress", data)
 
     def hold(self, job_id: str, outputs: Sequence[Output]) -> None:
-        """Have the files of a stage kept for as long as the job is."""
+        """Have the files of a stage kept for as long as the job is, unless it is over or gone."""
         with self._engine.begin() as connection:
-            self._refer(connection, job_id, _sizes(outputs))
+            at_work = sa.update(tables.jobs).where(_jobs.id == job_id, _NOT_ENDED)
+            if connection.execute(at_work.values(expired=False)).rowcount:
+                self._refer(connection, job_id, _sizes(outputs))
 
     def succeed(self, job_id: str, outputs: Sequence[Output]) -> bool:
         """Record the result; False when the job was over already."""
