@@ -12,15 +12,18 @@ import asyncio
 import logging
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from pathlib import Path
 from time import perf_counter
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
+from jubako.catalog import Model
 from jubako.errors import Cancelled, FamilyUnavailable
+from jubako.weights.store import find_weights
 
-__all__ = ["Lease", "Loader", "Residence", "Residency"]
+__all__ = ["Lease", "Loader", "Residence", "Residency", "located"]
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +68,15 @@ class Residence:
     state: Literal["missing", "on_disk", "loading", "resident"]
     loading_fraction: float | None = None
     bytes: int = 0
+
+
+def located(models: Mapping[str, Model], home: Path, here: Mapping[str, Residence]) -> dict[str, Residence]:
+    """Where each model of a family is, given those that are in memory or on their way there."""
+    return {
+        name: here.get(name)
+        or Residence("on_disk" if find_weights(home, model, models) is not None else "missing")
+        for name, model in models.items()
+    }
 
 
 class Lease(Generic[T]):

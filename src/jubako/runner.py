@@ -25,11 +25,11 @@ from jubako.families.loaded import Finished, LoadedModel
 from jubako.job import Job
 from jubako.loader import FamilyLoader
 from jubako.memory import default_budget, freeze
-from jubako.residency import Lease, Residence, Residency
+from jubako.residency import Lease, Residence, Residency, located
 from jubako.result import Progress, Result, Timings
 from jubako.settings import Settings
 from jubako.weights.placement import resolve_device
-from jubako.weights.store import find_weights, read_record
+from jubako.weights.store import read_record
 
 __all__ = ["Runner"]
 
@@ -78,26 +78,7 @@ class Runner:
 
     def states(self) -> dict[str, Residence]:
         """Where each model of the family is."""
-        here, home, models = self.residency.states(), self.settings.home, self.family.models
-        return {
-            name: here.get(name)
-            or Residence("on_disk" if find_weights(home, model, models) is not None else "missing")
-            for name, model in models.items()
-        }
-
-    async def worker_states(self) -> dict[str, Residence]:
-        """Of the models that run in workers, whether theirs is well."""
-        named = {
-            name: each.weights.worker for name, each in self.family.models.items() if each.weights.worker
-        }
-        if not named:
-            return {}
-        from jubako import workers
-
-        well = await asyncio.gather(*(workers.healthy(worker) for worker in named.values()))
-        return {
-            name: Residence("resident" if good else "missing") for name, good in zip(named, well, strict=True)
-        }
+        return located(self.family.models, self.settings.home, self.residency.states())
 
     @property
     def jobs(self) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 
+from jubako.catalog import Model
 from jubako.errors import (
     FamilyUnavailable,
     GenerationFailed,
@@ -28,7 +29,7 @@ from jubako.solids import solid_files
 from jubako.sources import Worker
 from jubako.surface import read_glb
 
-__all__ = ["MAX_BYTES", "generate", "healthy"]
+__all__ = ["MAX_BYTES", "generate", "healthy", "healthy_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +54,13 @@ async def healthy(worker: Worker) -> bool:
     except (httpx.HTTPError, httpx.InvalidURL, TimeoutError):
         return False
     return reply.status_code == 200
+
+
+async def healthy_of(models: Mapping[str, Model]) -> dict[str, bool]:
+    """Of the models that run in workers, whether theirs is well."""
+    named = {name: model.weights.worker for name, model in models.items() if model.weights.worker}
+    answers = await asyncio.gather(*(healthy(worker) for worker in named.values()))
+    return dict(zip(named, answers, strict=True))
 
 
 async def generate(worker: Worker, job: Job) -> tuple[File, Mapping[str, File]]:

@@ -31,7 +31,7 @@ def test_following_waits_for_the_end_and_writes_the_result(server: Server, tmp_p
 
 def test_a_terminal_shows_a_progress_bar(server: Server, tmp_path: Path) -> None:
     job = submit(server, steps=20)
-    environ = {"TTY_COMPATIBLE": "1", "TERM": "xterm", "FORCE_COLOR": "1"}
+    environ: dict[str, Any] = {"TTY_COMPATIBLE": "1", "TERM": "xterm", "FORCE_COLOR": "1"}
     done = jubako("jobs", "follow", job, "--url", server.url, tmp_path=tmp_path, **environ)
     assert done.returncode == 0, done.stderr
     assert "of 20" in done.stderr

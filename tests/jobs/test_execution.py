@@ -1,4 +1,4 @@
-"""What a gateway does with one job: tries again, stops, times out, hands pictures on, gives way to an heir."""
+"""What a gateway does with one job: tries again, stops, times out, hands pictures on, gives way to heirs."""
 
 from __future__ import annotations
 

@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import gc
-import logging
-from collections.abc import AsyncGenerator, Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import bentoml
 from pydantic import BaseModel, ConfigDict
 
-from jubako.catalog import Family, load_catalog
+from jubako.catalog import Model, load_catalog
+from jubako.errors import Cancelled
 from jubako.job import Job
 from jubako.result import Progress, Result
 from jubako.runs import Runs
-from jubako.settings import Settings, load_settings
-from jubako.weights.store import find_weights
-
-if TYPE_CHECKING:
-    from jubako.runner import Runner
+from jubako.services.ignition import Ignition
+from jubako.settings import load_settings
 
 __all__ = ["KEEP_CONNECTIONS", "ModelState", "family_service"]
-
-logger = logging.getLogger(__name__)
 
 # BentoML's proxy closes its connection pool after 100 requests or 300 s without waiting for the requests in
 # flight, which then fail. The callee's setting counts, so every family carries this one.
@@ -76,14 +69,15 @@ def family_service(name: str) -> Any:
         """Runs jobs on this family's models."""
 
         def __init__(self) -> None:
-            # The service answers at once, and takes jobs, while torch is imported: that takes seconds.
-            self.starting: Future[Runner] = ThreadPoolExecutor(1, "start").submit(_started, family, settings)
-            self.runs = Runs(self.generate_durable, GRACE * settings.job_lease)
+            self.ignition = Ignition(family, settings)
+            self.runs = Runs(self.run_durable, GRACE * settings.job_lease)
+            # Jobs that were cancelled while they waited for the runner to be there.
+            self.given_up: set[str] = set()
 
         @bentoml.api
         async def generate(self, job: Job) -> Result:
             """Run one job."""
-            return await (await self.runner()).generate(job)
+            return await self.run(job)
 
         @bentoml.api(
             batchable=True,
@@ -92,8 +86,7 @@ def family_service(name: str) -> Any:
         )
         async def generate_batch(self, jobs: list[Job]) -> list[Result]:
             """Run the jobs that BentoML's dispatcher collected; all are answered when the last is done."""
-            runner = await self.runner()
-            return list(await asyncio.gather(*(runner.generate(job) for job in jobs)))
+            return list(await asyncio.gather(*(self.run(job) for job in jobs)))
 
         @bentoml.api
         async def generate_events(self, job: Job, durable: bool = False) -> AsyncGenerator[str, None]:
@@ -102,7 +95,7 @@ def family_service(name: str) -> Any:
             An empty line comes first, so that nobody waits for the first step to hear that the job is here.
             """
             yield "\n"
-            events = self.runs.follow(job) if durable else _events(await self.runner(), job)
+            events = self.runs.follow(job) if durable else _events(self.run, job)
             async for event in events:
                 # In ASCII: the proxy decodes chunks that may end within a letter of several bytes.
                 yield event.model_dump_json(ensure_ascii=True) + "\n"
@@ -110,55 +103,62 @@ def family_service(name: str) -> Any:
         @bentoml.api
         async def cancel_job(self, job_id: str) -> bool:
             """Stop a job before its next step; false when it is not here."""
-            here = self.starting.done() and self.starting.result().cancel(job_id)
-            return here or self.runs.give_up(job_id)
+            if self.runs.give_up(job_id):
+                return True
+            if (runner := self.ignition.started) is not None:
+                return runner.cancel(job_id)
+            self.given_up.add(job_id)
+            return True
 
         @bentoml.api
         async def describe(self) -> dict[str, ModelState]:
             """The state of each model of this family."""
-            runner = await self.runner()
-            states = runner.states() | await runner.worker_states()
-            return {name: ModelState.model_validate(asdict(state)) for name, state in states.items()}
+            states = {
+                name: ModelState.model_validate(asdict(state))
+                for name, state in self.ignition.states().items()
+            }
+            return states | await _worker_states(family.models)
 
         async def __is_ready__(self) -> bool:
-            return self.starting.done() and self.starting.result().preloaded
+            return self.ignition.ready
 
-        async def runner(self) -> Runner:
-            """The runner, as soon as it is there."""
-            return await asyncio.wrap_future(self.starting)
+        async def run(
+            self, job: Job, on_progress: Callable[[Progress], None] | None = None, *, durable: bool = False
+        ) -> Result:
+            """Run one job as soon as the runner is there."""
+            runner = await self.ignition.runner()
+            if job.id in self.given_up:
+                self.given_up.discard(job.id)
+                return Result.failed(job.id, job.seed, Cancelled("the job was cancelled"))
+            return await runner.generate(job, on_progress, durable=durable)
 
-        async def generate_durable(self, job: Job, on_progress: Callable[[Progress], None]) -> Result:
+        async def run_durable(self, job: Job, on_progress: Callable[[Progress], None]) -> Result:
             """Run one job that may outlive whoever asked for it."""
-            return await (await self.runner()).generate(job, on_progress, durable=True)
+            return await self.run(job, on_progress, durable=True)
 
         @bentoml.on_shutdown
         def finish(self) -> None:
             """Let running jobs end before the process does."""
-            self.starting.result().close()
+            self.ignition.close()
 
     return FamilyService
 
 
-def _started(family: Family, settings: Settings) -> Runner:
-    """The family's runner, with the loading of its first models begun."""
-    # The libraries make half a million objects that stay: looking through them again and again costs a tenth
-    # of the start. The runner looks once, and takes them for good.
-    gc.disable()
-    # Torch comes in here, in this family's own process, and nowhere above.
-    from jubako.runner import Runner
+async def _worker_states(models: Mapping[str, Model]) -> dict[str, ModelState]:
+    if not any(model.weights.worker for model in models.values()):
+        return {}
+    # What reads objects is for the one family that has some.
+    from jubako.workers import healthy_of
 
-    runner = Runner(family, settings)
-    gc.enable()
-    default = load_catalog(settings.catalog).default_model(settings.default_model)
-    names, models = settings.preload or (default.name,), family.models
-    on_disk = [n for n in names if n in models and find_weights(settings.home, models[n], models)]
-    runner.preload(tuple(on_disk))
-    return runner
+    well = await healthy_of(models)
+    return {name: ModelState(state="resident" if good else "missing") for name, good in well.items()}
 
 
-async def _events(runner: Runner, job: Job) -> AsyncGenerator[Progress | Result, None]:
+async def _events(
+    run: Callable[[Job, Callable[[Progress], None]], Coroutine[Any, Any, Result]], job: Job
+) -> AsyncGenerator[Progress | Result, None]:
     events: asyncio.Queue[Progress | Result] = asyncio.Queue()
-    work = asyncio.create_task(runner.generate(job, events.put_nowait))
+    work = asyncio.create_task(run(job, events.put_nowait))
     work.add_done_callback(lambda task: None if task.cancelled() else events.put_nowait(task.result()))
     try:
         while not isinstance(event := await events.get(), Result):
