@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from dataclasses import asdict
+from importlib import import_module
 from typing import Any, Literal
 
 import bentoml
@@ -145,12 +146,11 @@ def family_service(name: str) -> Any:
 
 
 async def _worker_states(models: Mapping[str, Model]) -> dict[str, ModelState]:
-    if not any(model.weights.worker for model in models.values()):
+    if not any(model.weights.worker and model.weights.worker.url for model in models.values()):
         return {}
-    # What reads objects is for the one family that has some.
-    from jubako.workers import healthy_of
-
-    well = await healthy_of(models)
+    # What reads objects is for the one family that has some, and takes a second to import.
+    workers = await asyncio.to_thread(import_module, "jubako.workers")
+    well = await workers.healthy_of(models)
     return {name: ModelState(state="resident" if good else "missing") for name, good in well.items()}
 
 
