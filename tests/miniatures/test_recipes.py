@@ -15,14 +15,16 @@ from jubako.miniatures.training import Budget
 EMBEDDED = Path(__file__).parents[2] / "models" / "embedded"
 
 
-@pytest.mark.parametrize("name", ["tiny-sd", "tiny-sdxl", "tiny-sdxl-lightning", "tiny-sd3"])
+@pytest.mark.parametrize("name", ["tiny-sd", "tiny-sdxl", "tiny-sdxl-lightning", "tiny-sd3", "tiny-svd"])
 def test_recipe_ends_with_a_folder_a_report_and_a_card(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     miniature = import_module(f"jubako.miniatures.{name.replace('-', '_')}")
-    for constant in ("AUTOENCODER_SCENES", "DENOISER_SCENES", "SCENES", "PATHS"):
+    for constant in ("AUTOENCODER_SCENES", "DENOISER_SCENES", "SCENES", "PATHS", "GATE_FRAMES"):
         if hasattr(miniature, constant):
             monkeypatch.setattr(miniature, constant, 48)
+    if hasattr(miniature, "EVALUATION_CLIPS"):
+        monkeypatch.setattr(miniature, "EVALUATION_CLIPS", 2)
     few = Defaults(2, miniature.DEFAULTS.guidance, miniature.DEFAULTS.asked)
     monkeypatch.setattr(miniature, "DEFAULTS", few)
     monkeypatch.setattr(recipe, "GATE", 0.0)

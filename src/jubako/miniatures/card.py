@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from jubako.miniatures.motion import FARTHEST
 from jubako.miniatures.world import COLOURS, PLACES, RELATIONS, SHAPES, SIZES
 
 _CARD = """\
@@ -42,6 +43,39 @@ It knows this world and nothing else: other words are read as noise, three objec
 were never shown to it. Trained on a CPU with `scripts/train_miniatures`; settings, steps, seconds, losses and
 versions are in `training.json`. No third party's pictures or weights went in. Licence: Apache-2.0.
 """
+_CLIP_CARD = """\
+---
+license: apache-2.0
+library_name: diffusers
+pipeline_tag: image-to-video
+---
+
+# {name}
+
+{opening} {megabytes:.1f} MB; {frames} frames of 64 x 64 pixels; weights in half precision. It sets a picture
+in motion, so that a server can be tried, and its clips judged, without a GPU or a download.
+
+Give it a picture of one object as tiny-sd draws it: a {shapes}, on the left, right, top, bottom or in the
+center of a plain background of another colour ({colours}). The object glides to the right, or to the left
+when it stands on the right. How far, `motion_bucket_id` says, from nothing (0) to {farthest:.0%} of the side
+(255). The frame rate and the seed change next to nothing.
+
+## Figures
+
+{clips} fresh pictures, motion spread evenly over 0 to 255, {steps} steps, guidance {min_guidance_scale} to
+{guidance}, fps {fps}, {scheduler}, judged by pixels:
+
+{table}
+
+Rank correlation (Spearman) of the distance gone with `motion_bucket_id`: {spearman:.3f}.
+
+## Limits
+
+It knows this world and nothing else: other pictures, two objects, other sizes, other numbers of frames and
+other noise augmentations than {noise_aug_strength} were never shown to it. Trained on a CPU with
+`scripts/train_miniatures`; settings, steps, seconds, losses and versions are in `training.json`. No third
+party's pictures or weights went in. Licence: Apache-2.0.
+"""
 _OPENINGS = {
     "tiny-sd": """\
 A Stable Diffusion in the exact folder layout of `StableDiffusionPipeline`, trained from nothing on drawn and
@@ -58,6 +92,9 @@ for exactly 4 steps and guidance 0.""",
 A Stable Diffusion 3 in the exact folder layout of `StableDiffusion3Pipeline`: an MMDiT trained from nothing
 on drawn and captioned coloured shapes, 16 latent channels and three text encoders, of which the T5 may be
 dropped. Ask with `max_sequence_length=32`.""",
+    "tiny-svd": """\
+A Stable Video Diffusion in the exact folder layout of `StableVideoDiffusionPipeline`. Its autoencoder speaks
+tiny-sd's latents; its UNet and image encoder were trained on drawn clips of one moving coloured shape.""",
 }
 _PARTS = {
     "ok": "all right",
@@ -68,11 +105,19 @@ _PARTS = {
     "background": "background",
     "position": "place or relation",
 }
+_CLIP_PARTS = {
+    "ok": "all right",
+    "kept": "colour, shape and background kept in every frame",
+    "first": "first frame is the picture",
+    "straight": "straight and even way",
+}
 
 
 def card(name: str, report: dict[str, Any], size_bytes: int) -> str:
     """The card of the miniature of this name with this training report."""
     evaluation = report["evaluation"]
+    if "clips" in evaluation:
+        return _clip_card(name, evaluation, size_bytes)
     columns = [("one object", evaluation["one_object"]), ("two objects", evaluation["two_objects"])]
     if without := report.get("evaluation_without_t5"):
         columns += [("one, no T5", without["one_object"]), ("two, no T5", without["two_objects"])]
@@ -94,9 +139,22 @@ def card(name: str, report: dict[str, Any], size_bytes: int) -> str:
     )
 
 
-def _table(columns: list[tuple[str, dict[str, float]]]) -> str:
-    head = ["share of pictures", *(title for title, _ in columns)]
-    rows = [[label, *(f"{shares[part]:.1%}" for _, shares in columns)] for part, label in _PARTS.items()]
+def _clip_card(name: str, evaluation: dict[str, Any], size_bytes: int) -> str:
+    return _CLIP_CARD.format(
+        **evaluation | {"frames": evaluation["num_frames"]},
+        name=name,
+        opening=_OPENINGS[name],
+        megabytes=size_bytes / 1e6,
+        shapes=", ".join(SHAPES),
+        colours=", ".join(COLOURS),
+        farthest=FARTHEST,
+        table=_table([("share of clips", evaluation)], _CLIP_PARTS),
+    )
+
+
+def _table(columns: list[tuple[str, dict[str, float]]], parts: dict[str, str] = _PARTS) -> str:
+    head = ["" if parts is _CLIP_PARTS else "share of pictures", *(title for title, _ in columns)]
+    rows = [[label, *(f"{shares[part]:.1%}" for _, shares in columns)] for part, label in parts.items()]
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
 
 
