@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, ClassVar, Literal, TypeVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -21,6 +21,7 @@ __all__ = [
     "ImagesVariation",
     "OpenAIFields",
     "plan_images",
+    "sides_of",
 ]
 
 
@@ -85,8 +86,6 @@ class ImagesVariation(OpenAIFields, ImageToImage):
 
 ImagesRequest = ImagesGenerate | ImagesEdit | ImagesVariation
 
-R = TypeVar("R", bound=TextToImage)
-
 
 def plan_images(request: ImagesRequest, catalog: Catalog, default_model: str | None = None) -> list[Job]:
     """The ``n`` jobs of a request; raises as :func:`jubako.planning.plan` does."""
@@ -94,7 +93,8 @@ def plan_images(request: ImagesRequest, catalog: Catalog, default_model: str | N
         raise InvalidRequest(
             "background: models draw opaque pictures; use opaque or auto", param="background"
         )
-    sized = _sized(request, request.size)
+    sides = sides_of(request.size, request.width, request.height)
+    sized = request.model_copy(update=sides) if sides else request
     job = plan(_by_mask(sized) if isinstance(sized, ImagesEdit) else sized, catalog, default_model)
     limits = catalog.model(job.model).limits
     if request.n > limits.max_n:
@@ -104,20 +104,20 @@ def plan_images(request: ImagesRequest, catalog: Catalog, default_model: str | N
     return job.siblings(request.n)
 
 
-def _sized(request: R, size: str | None) -> R:
-    """The request with OpenAI's ``size``, ``auto`` or ``WIDTHxHEIGHT``, as its width and height."""
+def sides_of(size: str | None, width: int | None, height: int | None) -> dict[str, int]:
+    """OpenAI's ``size``, ``auto`` or ``WIDTHxHEIGHT``, as width and height; it goes without those."""
     if not size or size == "auto":
-        return request
-    if request.width or request.height:
+        return {}
+    if width or height:
         raise InvalidRequest("size: give either size or width and height", param="size")
     if not (match := re.fullmatch(r"(\d{1,5})[xX](\d{1,5})", size)):
         raise InvalidRequest(
             f"size: {size!r} is not a size; use auto or WIDTHxHEIGHT, as in 512x512", param="size"
         )
-    width, height = map(int, match.groups())
-    if not (width and height):
+    asked = {"width": int(match[1]), "height": int(match[2])}
+    if not all(asked.values()):
         raise InvalidRequest(f"size: {size!r} has a side of no pixels", param="size")
-    return request.model_copy(update={"width": width, "height": height})
+    return asked
 
 
 def _by_mask(edit: ImagesEdit) -> TextToImage:

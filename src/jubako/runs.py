@@ -76,7 +76,7 @@ class Runs:
                 run.giving_up = asyncio.get_running_loop().call_later(self._grace, run.task.cancel)
 
     def give_up(self, job_id: str) -> bool:
-        """Cancel a job that is not even begun; False when there is none of that id."""
+        """Cancel a job, begun or not; False when there is none of that id."""
         run = self._runs.get(job_id)
         return run.task.cancel() if run is not None else False
 

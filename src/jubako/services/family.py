@@ -28,7 +28,6 @@ KEEP_CONNECTIONS = {"max_requests": 10**9, "max_age": 1e9}
 # BentoML's own timeout must never fire before ours: it answers, but stops nothing.
 TIMEOUT_MARGIN = 60
 
-
 # For so many leases a durable job goes on without anybody who follows it: until another gateway has noticed
 # that its own is dead, or the same has started again.
 GRACE = 4
@@ -72,8 +71,8 @@ def family_service(name: str) -> Any:
         def __init__(self) -> None:
             self.ignition = Ignition(family, settings)
             self.runs = Runs(self.run_durable, GRACE * settings.job_lease)
-            # Jobs that were cancelled while they waited for the runner to be there.
-            self.given_up: set[str] = set()
+            # Jobs that wait for the runner to be there; cancelling takes them out.
+            self.waiting: set[str] = set()
 
         @bentoml.api
         async def generate(self, job: Job) -> Result:
@@ -106,10 +105,11 @@ def family_service(name: str) -> Any:
             """Stop a job before its next step; false when it is not here."""
             if self.runs.give_up(job_id):
                 return True
-            if (runner := self.ignition.started) is not None:
-                return runner.cancel(job_id)
-            self.given_up.add(job_id)
-            return True
+            if job_id in self.waiting:
+                self.waiting.remove(job_id)
+                return True
+            runner = self.ignition.started
+            return runner is not None and runner.cancel(job_id)
 
         @bentoml.api
         async def describe(self) -> dict[str, ModelState]:
@@ -127,10 +127,13 @@ def family_service(name: str) -> Any:
             self, job: Job, on_progress: Callable[[Progress], None] | None = None, *, durable: bool = False
         ) -> Result:
             """Run one job as soon as the runner is there."""
-            runner = await self.ignition.runner()
-            if job.id in self.given_up:
-                self.given_up.discard(job.id)
-                return Result.failed(job.id, job.seed, Cancelled("the job was cancelled"))
+            self.waiting.add(job.id)
+            try:
+                runner = await self.ignition.runner()
+                if job.id not in self.waiting:
+                    return Result.failed(job.id, job.seed, Cancelled("the job was cancelled"))
+            finally:
+                self.waiting.discard(job.id)
             return await runner.generate(job, on_progress, durable=durable)
 
         async def run_durable(self, job: Job, on_progress: Callable[[Progress], None]) -> Result:

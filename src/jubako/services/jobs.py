@@ -6,7 +6,7 @@ import base64
 import hashlib
 import json
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import bentoml
@@ -18,16 +18,18 @@ from starlette.responses import FileResponse, JSONResponse, Response, StreamingR
 from jubako.errors import InvalidRequest, JobNotDone, ResultGone, nearest
 from jubako.job import Job
 from jubako.jobs.record import Event, JobState, Kept, Output, Record, stages_of
+from jubako.media import MEDIA_TYPES
 from jubako.planning import REQUESTS, AnyRequest
 from jubako.request import Request, Task, TextToImage
 from jubako.services.bodies import read_request_of
 
-__all__ = ["add_jobs", "file_of", "submitted"]
+__all__ = ["add_jobs", "file_of", "page_of", "submitted"]
 
 COMMENT_SECONDS = 15
 # How long a client waits before it connects again, in milliseconds.
 RETRY_MS = 1000
 
+_SUFFIXES = {media_type: suffix for suffix, media_type in MEDIA_TYPES.items()}
 _FILTERS = ("state", "task", "family", "model")
 
 IdempotencyKey = Annotated[str | None, Header(min_length=1, max_length=255)]
@@ -103,14 +105,19 @@ async def _list(
     filters = {name: (value,) for name, value in asked.items() if value is not None}
     desk = bentoml.get_current_service().jobs
     records = await desk.page(filters, after, limit + 1, newest_first=order == "desc")
-    page = [await _shown(record) for record in records[:limit]]
+    return page_of([await _shown(record) for record in records], limit)
+
+
+def page_of(entries: Sequence[Mapping[str, Any]], limit: int) -> Response:
+    """A page in OpenAI's shape, of entries of which one more than the page has was asked for."""
+    page = entries[:limit]
     return JSONResponse(
         {
             "object": "list",
             "data": page,
             "first_id": page[0]["id"] if page else None,
             "last_id": page[-1]["id"] if page else None,
-            "has_more": len(records) > limit,
+            "has_more": len(entries) > limit,
         }
     )
 
@@ -206,17 +213,9 @@ def file_of(record: Record, index: int = 0, variant: str | None = None) -> Respo
         path,
         headers=headers,
         media_type=kept.content_type,
-        filename=f"{name}{_extension(kept.content_type)}",
+        filename=f"{name}.{_SUFFIXES[kept.content_type]}",
         content_disposition_type="inline",
     )
-
-
-def _extension(content_type: str) -> str:
-    return "." + {
-        "image/jpeg": "jpg",
-        "application/zip": "zip",
-        "model/gltf-binary": "glb",
-    }.get(content_type, content_type.rpartition("/")[2])
 
 
 def _require_result(record: Record) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal
 
 import bentoml
@@ -13,11 +12,12 @@ from starlette.responses import JSONResponse, Response
 
 from jubako.clip import ClipRequest, ImageToVideo, TextToVideo
 from jubako.errors import InvalidRequest, UnknownJob
+from jubako.images import sides_of
 from jubako.jobs.record import JobState, Record
 from jubako.planning.bounds import model_of
 from jubako.request import PictureBytes, ResizeMode
 from jubako.services.bodies import read_request
-from jubako.services.jobs import IdempotencyKey, file_of, submitted
+from jubako.services.jobs import IdempotencyKey, file_of, page_of, submitted
 
 __all__ = ["VideoCreate", "add_videos"]
 
@@ -37,7 +37,6 @@ _OF_PROMPTS = (
     "image_guidance_scale",
 )
 NEAR_ENOUGH = 0.1
-_SIZE = re.compile(r"(\d{1,5})[xX](\d{1,5})")
 
 
 class VideoCreate(TextToVideo):
@@ -98,16 +97,7 @@ async def _list(
     """Videos, the newest first; ``after`` is the last one of the page before."""
     desk = bentoml.get_current_service().jobs
     records = await desk.page({"task": _TASKS}, after, limit + 1, newest_first=order == "desc")
-    page = [_video(record) for record in records[:limit]]
-    return JSONResponse(
-        {
-            "object": "list",
-            "data": page,
-            "first_id": page[0]["id"] if page else None,
-            "last_id": page[-1]["id"] if page else None,
-            "has_more": len(records) > limit,
-        }
-    )
+    return page_of([_video(record) for record in records], limit)
 
 
 async def _remove(job_id: str) -> Response:
@@ -133,7 +123,7 @@ def _clip_of(asked: VideoCreate) -> tuple[ClipRequest, tuple[str, ...]]:
     """The native request, and warnings of what has no effect in it or comes out otherwise."""
     kind: type[ClipRequest] = TextToVideo if asked.input_reference is None else ImageToVideo
     fields = {name: getattr(asked, name) for name in kind.model_fields.keys() & asked.model_fields_set}
-    fields |= _sized(asked)
+    fields |= sides_of(asked.size, asked.width, asked.height)
     rate, warnings = _timed(asked)
     fields |= rate
     if asked.input_reference is None:
@@ -144,19 +134,6 @@ def _clip_of(asked: VideoCreate) -> tuple[ClipRequest, tuple[str, ...]]:
     ignored = [name for name in _OF_PROMPTS if getattr(asked, name)]
     told = [f"{name} is ignored: the clip is made from the picture alone" for name in ignored]
     return ImageToVideo.model_validate(fields), (*warnings, *told)
-
-
-def _sized(asked: VideoCreate) -> dict[str, int]:
-    if asked.size is None or asked.size == "auto":
-        return {}
-    if asked.width or asked.height:
-        raise InvalidRequest("size: give either size or width and height", param="size")
-    match = _SIZE.fullmatch(asked.size)
-    if match is None or not (int(match[1]) and int(match[2])):
-        raise InvalidRequest(
-            f"size: {asked.size!r} is not a size; use auto or WIDTHxHEIGHT, as in 1024x576", param="size"
-        )
-    return {"width": int(match[1]), "height": int(match[2])}
 
 
 def _timed(asked: VideoCreate) -> tuple[dict[str, int], tuple[str, ...]]:
