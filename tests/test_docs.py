@@ -129,12 +129,17 @@ def commands(group: Any, name: str = "jubako") -> Iterator[tuple[str, Any]]:
             yield f"{name} {word}", command
 
 
-def test_every_option_of_the_command_line_is_documented() -> None:
-    page = doc("docs/cli.md")
-    for name, command in commands(typer.main.get_command(program)):
-        own = page.partition(f"# `{name}")[2].partition("\n")[2].partition("\n#")[0]
-        options = {param.opts[0] for param in command.params if param.opts[0].startswith("--")}
-        assert options <= named(own), name
+def test_every_command_and_every_option_is_documented() -> None:
+    headed = re.findall(
+        r"^##+ `(jubako [a-z ]+?)(?: [A-Z]+)?`\n(.*?)(?=^##|\Z)", doc("docs/cli.md"), re.DOTALL | re.MULTILINE
+    )
+    sections = dict(headed)
+    known = dict(commands(typer.main.get_command(program)))
+    assert sections.keys() - {"jubako jobs"} == known.keys()
+    for name, command in known.items():
+        tables = "".join(line for line in sections[name].splitlines() if line.startswith("| `-"))
+        options = {option for parameter in command.params for option in parameter.opts if option[0] == "-"}
+        assert set(re.findall(r"`(--?[a-z-]+)`", tables)) == options, name
 
 
 def test_every_field_of_openai_s_routes_and_of_comparisons_is_documented() -> None:

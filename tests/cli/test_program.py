@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
-import typer
 from program import jubako
-from server import ROOT
 
 from jubako import __version__
-from jubako.cli import app
 
 
 def test_nothing_heavy_is_imported(tmp_path: Path) -> None:
@@ -54,14 +50,3 @@ def test_a_bad_catalog_is_one_line_that_names_the_field(tmp_path: Path) -> None:
     assert "sd.yaml" in done.stderr
     assert "models.sd1.5.gated" in done.stderr
     assert done.stderr.count("\n") == 1
-
-
-def test_the_docs_name_every_command_and_every_option() -> None:
-    page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
-    sections = dict(re.findall(r"^## `jubako (\w+)[^\n]*\n(.*?)(?=^## |\Z)", page, re.DOTALL | re.MULTILINE))
-    commands = getattr(typer.main.get_command(app), "commands")  # noqa: B009 # not known to typer's types
-    assert sections.keys() == commands.keys()
-    for name, command in commands.items():
-        tables = "".join(line for line in sections[name].splitlines() if line.startswith("| `-"))
-        options = {option for parameter in command.params for option in parameter.opts if option[0] == "-"}
-        assert set(re.findall(r"`(--?[a-z-]+)`", tables)) == options, name
