@@ -19,6 +19,7 @@ from jubako.job import Clip, Solid
 from jubako.request import SkipLayerGuidance, Task
 from jubako.schedulers import resolve_scheduler
 from jubako.sources import Overlay, WeightSource, Worker
+from jubako.weight_sets import Absence, GraphSet, Precision, Vendor, VendorSets, WeightsChoice
 
 __all__ = [
     "Batching",
@@ -127,6 +128,11 @@ class Model(_Value):
     gated: bool = False
     moved_from: tuple[str, ...] = ()
     weights: WeightSource
+    weight_sets: Mapping[Vendor, VendorSets] = Field(
+        default_factory=dict, description="The vendors' graphs of it, or why there are none"
+    )
+    weight_set: WeightsChoice = Field(default="auto", description="Which of its weight sets to serve")
+    precision: Precision | Literal["auto"] = Field(default="auto", description="In which precision")
     default: bool = False
 
     @model_validator(mode="after")
@@ -143,6 +149,16 @@ class Model(_Value):
             if bool(kinds & set(self.tasks)) != (getattr(self.defaults, name) is not None):
                 raise ValueError(f"defaults.{name} goes with {' and '.join(sorted(kinds))}")
         return self
+
+    def graph_sets(self, vendor: Vendor) -> tuple[GraphSet, ...]:
+        """The vendor's sets of this model, the one to prefer first."""
+        sets = self.weight_sets.get(vendor, ())
+        return () if isinstance(sets, Absence) else sets
+
+    def absence(self, vendor: Vendor) -> str:
+        """Why there is no set of the vendor's."""
+        sets = self.weight_sets.get(vendor)
+        return sets.none if isinstance(sets, Absence) else f"its entry names no weights of {vendor}"
 
     @property
     def flow(self) -> bool:
@@ -288,6 +304,10 @@ def _anchored(document: dict[str, Any], file: Path) -> dict[str, Any]:
     for entry in document.get("models", {}).values():
         weights = entry.get("weights") if isinstance(entry, dict) else None
         anchor(weights, "folder", "file")
+        sets = entry.get("weight_sets") if isinstance(entry, dict) else None
+        for each in sets.values() if isinstance(sets, dict) else ():
+            for graphs in each if isinstance(each, list) else ():
+                anchor(graphs, "folder")
         overlay = weights.get("overlay") if isinstance(weights, dict) else None
         if isinstance(overlay, dict) and overlay.get("repo") is None:
             anchor(overlay, "file")

@@ -13,6 +13,7 @@ JubakoError
 ├── GenerationFailed   500  the engine failed on this job
 ├── UnusableWeights    500  what is on disk can't be made into the model
 ├── ModelNotOnDisk     503  the catalog knows the model, its weights are not here
+├── WeightsUnavailable 503  the weight set or precision that is set for the model can't be served here
 ├── FamilyUnavailable  503  the family's service is loading, down or unreachable
 └── TimedOut           504  the deadline passed before the picture was done
 """
@@ -39,6 +40,7 @@ __all__ = [
     "UnknownJob",
     "UnknownModel",
     "UnusableWeights",
+    "WeightsUnavailable",
     "from_body",
     "nearest",
     "refusal",
@@ -152,6 +154,13 @@ class ModelNotOnDisk(JubakoError):
 
     status = 503
     code = "model_not_on_disk"
+
+
+class WeightsUnavailable(JubakoError):
+    """The weight set or the precision that is set for the model can't be served here; the text says why."""
+
+    status = 503
+    code = "weights_unavailable"
 
 
 class FamilyUnavailable(JubakoError):

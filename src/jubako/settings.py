@@ -13,6 +13,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, ValidationError
 
+from jubako.weight_sets import Precision, WeightsChoice
+
 __all__ = ["Settings", "SettingsError", "load_settings"]
 
 PREFIX = "JUBAKO_"
@@ -33,6 +35,15 @@ def _pairs(value: object) -> object:
         return value
     pairs = [word.partition("=") for word in value.split(",") if word.strip()]
     return {name.strip(): url.strip() for name, _, url in pairs}
+
+
+def _by_model(value: object) -> object:
+    """``nvidia`` is for all models, under an empty name; ``sdxl=nvidia`` for that one."""
+    if not isinstance(value, str):
+        return value
+    words = [word.strip() for word in value.split(",") if word.strip()]
+    pairs = [word.rpartition("=") for word in words]
+    return {name.strip(): choice.strip() for name, _, choice in pairs}
 
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?))?b?", re.IGNORECASE)
@@ -77,9 +88,30 @@ class Settings(BaseModel):
     device: str = Field(
         default="auto", description="The torch device of the families: `auto`, `cpu`, `cuda`, `cuda:1`, …"
     )
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
+    weights: Annotated[Mapping[str, WeightsChoice], BeforeValidator(_by_model)] = Field(
+        default_factory=dict,
+        description="`auto`, `standard`, `nvidia` or `amd` weights, for all models or as `model=nvidia`, "
+        "separated by commas; unset: the catalog's choice",
+    )
+    precision: Annotated[Mapping[str, Precision | Literal["auto"]], BeforeValidator(_by_model)] = Field(
+        default_factory=dict,
+        description="`float32`, `float16`, `bfloat16`, `float8` or `mixed`, for all models or as "
+        "`model=float8`; unset: float32 on a CPU, else the catalog's",
+    )
+    execution_provider: Literal["auto", "cpu", "cuda", "tensorrt", "migraphx"] = Field(
         default="auto",
-        description="The precision of the weights; `auto`: float32 on a CPU, else the catalog's",
+        description="What ONNX Runtime runs graphs on; `auto`: TensorRT or MIGraphX on the GPU that is here, "
+        "never the CPU",
+    )
+    engine_bytes: Annotated[PositiveInt, BeforeValidator(_bytes)] = Field(
+        default=100 * 10**9,
+        description="Size of all engines that were built for this machine, as `100GB`; past it the least "
+        "recently used go first",
+    )
+    accelerations: Annotated[tuple[str, ...], BeforeValidator(_words)] = Field(
+        default=(),
+        description="How PyTorch is made fast, as `no-compile,tf32`, separated by commas; empty: what suits "
+        "the device; `none`: nothing",
     )
     preload: Annotated[tuple[str, ...], BeforeValidator(_words)] = Field(
         default=(), description="Models to load at start, separated by commas; empty: the default model"
@@ -120,6 +152,14 @@ class Settings(BaseModel):
     preview_steps: int = Field(
         default=5, ge=0, description="Steps between two previews of a job; 0: no previews"
     )
+
+    def weights_for(self, model: str) -> WeightsChoice | None:
+        """What is set for this model, or for all of them; None leaves it to the catalog."""
+        return self.weights.get(model) or self.weights.get("")
+
+    def precision_for(self, model: str) -> Precision | Literal["auto"] | None:
+        """What is set for this model, or for all of them; None leaves it to the catalog."""
+        return self.precision.get(model) or self.precision.get("")
 
 
 def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
