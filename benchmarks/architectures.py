@@ -215,14 +215,21 @@ def random_pipeline(architecture: Architecture, device: torch.device, dtype: tor
 
 def served_pipeline(model: Model) -> Any:
     """The model's own pipeline, as a family's process has it in memory."""
+    from jubako.hardware import machine, require_device
+    from jubako.probe import own_signals
+    from jubako.weights.chooser import Chooser
     from jubako.weights.components import ComponentStore
-    from jubako.weights.placement import resolve_device, resolve_dtype
+    from jubako.weights.placement import resolve_dtype
 
     settings = load_settings()
     family = load_catalog(settings.catalog).families[model.family]
-    device = resolve_device(settings.device)
-    dtype = resolve_dtype(settings.dtype, model, device)
-    return ComponentStore(family.models).load(model, settings.home, device, dtype).pipeline
+    here = machine(own_signals())
+    device = torch.device(require_device(here, settings.device))
+    chooser = Chooser(here, settings, device)
+    choice = chooser.choose(model)
+    dtype = resolve_dtype(choice.precision, model, device)
+    store, runtime = ComponentStore(family.models), chooser.runtime(model, choice)
+    return store.load(model, settings.home, device, dtype, runtime=runtime).pipeline
 
 
 def _fill(

@@ -35,7 +35,7 @@ def main(arguments: Sequence[str]) -> None:
     """Run it with these command line arguments."""
     options = _options(arguments)
     # Read by the servers and by what runs here, as by any server.
-    os.environ["JUBAKO_DTYPE"] = options.dtype
+    os.environ["JUBAKO_PRECISION"] = options.dtype
     report = Report("load", vars(options))
     asyncio.run(_measure(options, report))
     report.finish(save=options.save)

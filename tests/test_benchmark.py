@@ -8,13 +8,17 @@ import subprocess
 from typing import Any
 
 import pytest
+import torch
 from accelerate import init_empty_weights  # type: ignore[import-untyped] # it has no types
 from server import ROOT
 
 from benchmarks.architectures import ARCHITECTURES
+from benchmarks.rates import flops_of, matrix_rate, peak_bytes
+from benchmarks.recipes import ABLATED, recipes
 from benchmarks.report import latency_figures, percentile
 from benchmarks.tables import PAGE, filled
 from benchmarks.traffic import Mix, Request, Traffic, closed_loop, open_loop
+from jubako.families.acceleration import OPTIONS, acceleration_for
 
 
 def benchmark(*arguments: str) -> dict[str, Any]:
@@ -61,6 +65,63 @@ def test_the_engine_benchmark_gets_the_stock_pipelines_latents() -> None:
         assert row["rows_per_s"] > 0
         assert row["largest_relative_difference"] < 1e-4
     assert ways["step batcher", 2]["rows_per_forward"] > 2
+    found = document["architectures"]["tiny"]
+    assert found["failed"] == {}
+    assert document["matrix_flops_per_s"] > 0
+    # Two steps of two rows, beside the prompt and the decoding.
+    assert 0 < found["flops"]["denoiser"] < found["flops"]["picture"]
+    assert [one["recipe"] for one in found["recipes"]] == ["stock", "step batcher"]
+    for one in found["recipes"]:
+        rates = [row["pictures_per_s"] for row in ways.values() if row["way"].startswith(one["recipe"])]
+        assert one["pictures_per_s"] in rates
+        assert 0 < one["share_of_matrix_rate"] < 1
+        assert one["peak_bytes"] is None
+
+
+def test_the_engine_benchmark_turns_each_acceleration_over_alone() -> None:
+    # Compiling takes minutes on two cores; that it is among what is turned over is asked below.
+    given = ("--accelerations", "fused-qkv,warm-up", "--ablate-only", "fused-qkv,row-buckets")
+    small = ("--architecture", "tiny", "--size", "32", "--steps", "1", "--batches", "1")
+    document = benchmark("engine", *small, *given)
+    found = document["architectures"]["tiny"]
+    names = [one["recipe"] for one in found["recipes"]]
+    assert names == ["stock", "step batcher", "step batcher, no-fused-qkv", "step batcher, row-buckets"]
+    assert [one["accelerations"]["fused_qkv"] for one in found["recipes"][1:]] == [True, False, True]
+    for row in found["results"]:
+        assert row["largest_relative_difference"] < 1e-4
+
+
+def test_the_recipes_are_stock_stock_compiled_ours_and_ours_without_each_option() -> None:
+    assert [one.name for one in recipes("cpu", (), mode=None)] == ["stock", "step batcher"]
+    found = {one.name: one for one in recipes("cuda", (), mode="max-autotune", ablate=ABLATED)}
+    assert list(found)[:3] == ["stock", "stock compiled", "step batcher"]
+    default = acceleration_for("cuda")
+    assert found["step batcher"].acceleration == default
+    for option in OPTIONS:
+        if option.word == "warm-up":
+            continue
+        word = f"no-{option.word}" if default.on(option) else option.word
+        assert found[f"step batcher, {word}"].acceleration == acceleration_for("cuda", (word,))
+    assert "step batcher, compile=whole" in found
+    on_cpu = recipes("cpu", ("compile=whole",), mode=None, ablate=ABLATED)
+    assert not any(word in one.name for one in on_cpu for word in ("attention", "tf32", "graphs", "tuned"))
+
+
+def test_operations_are_counted_and_a_product_s_rate_is_measured() -> None:
+    layer = torch.nn.Linear(16, 8, bias=False)
+    states = torch.ones(4, 16)
+
+    def call() -> None:
+        heads = states.reshape(1, 2, 4, 8)
+        attended = torch.nn.functional.scaled_dot_product_attention(heads, heads, heads)
+        layer(attended.reshape(4, 16))
+
+    with torch.no_grad():
+        found = flops_of(call, layer)
+    # Attention: two products of [4, 8] and [8, 4] for each of two heads.
+    assert found == {"picture": 2 * 2 * 2 * 4 * 4 * 8 + 2 * 4 * 16 * 8, "denoiser": 2 * 4 * 16 * 8}
+    assert matrix_rate(torch.device("cpu"), torch.float32) > 1e8
+    assert peak_bytes(torch.device("cpu")) is None
 
 
 @pytest.mark.parametrize(
@@ -98,7 +159,16 @@ def test_the_jobs_benchmark_asks_and_cancels_while_jobs_run() -> None:
     assert document["one_step_after_cancelling_s"] > 0
 
 
-@pytest.mark.parametrize("arguments", [[], ["lod"], ["engine", "--architecture", "sd9"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["lod"],
+        ["engine", "--architecture", "sd9"],
+        ["engine", "--device", "cpu", "--accelerations", "no-engine"],
+        ["engine", "--device", "cpu", "--ablate-only", "engine"],
+    ],
+)
 def test_wrong_arguments_are_refused_with_the_choices(arguments: list[str]) -> None:
     command = [str(ROOT / "scripts" / "benchmark"), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)

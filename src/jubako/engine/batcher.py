@@ -88,6 +88,7 @@ class StepBatcher:
         self._inbox: queue.SimpleQueue[tuple[Sample, Ticket] | None] = queue.SimpleQueue()
         self._buckets: OrderedDict[Hashable, deque[tuple[Sample, Ticket]]] = OrderedDict()
         self._closed = False
+        self._pace = _Pace()
         self.forwards = 0
         self.rows = 0
         self.live_rows = 0
@@ -147,6 +148,8 @@ class StepBatcher:
             logger.exception("a forward of %d samples failed", len(batch))
             _fail(batch, error)
             batch, predictions = [], []
+        if batch:
+            self._pace.forward_queued(predictions[0].device)
         self.forwards += bool(batch)
         self.rows += sum(sample.rows for sample, _ in batch)
         finished = []
@@ -165,6 +168,27 @@ class StepBatcher:
             del self._buckets[key]
         if finished:
             _decode(finished)
+
+
+class _Pace:
+    """Keeps this thread at most one forward ahead of the device.
+
+    Without it, every step of a job would be queued before its first is done: nobody could join, progress
+    would be told too early, and cancelling would come too late.
+    """
+
+    def __init__(self) -> None:
+        self._before: torch.cuda.Event | None = None
+
+    def forward_queued(self, device: torch.device) -> None:
+        """Note this forward, and wait for the one before it."""
+        if device.type != "cuda":
+            return
+        queued = torch.cuda.Event(blocking=True)
+        queued.record(torch.cuda.current_stream(device))
+        if self._before is not None:
+            self._before.synchronize()
+        self._before = queued
 
 
 def _take(members: deque[tuple[Sample, Ticket]]) -> list[tuple[Sample, Ticket]]:

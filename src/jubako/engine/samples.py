@@ -172,6 +172,13 @@ def predict_together(samples: Sequence[Sample], inputs: Sequence[torch.Tensor]) 
     return predictions
 
 
+def _placed(timesteps: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Timesteps of the CPU on the device; nothing waits for what the device has to do before."""
+    if device.type != "cuda":
+        return timesteps.to(device)
+    return timesteps.pin_memory().to(device, non_blocking=True)
+
+
 def _forward(
     samples: Sequence[Sample],
     inputs: Sequence[torch.Tensor],
@@ -185,7 +192,7 @@ def _forward(
     ]
     predictions = samples[0].denoiser.predict(
         together,
-        torch.stack(timesteps).to(together.device),
+        _placed(torch.stack(timesteps), together.device),
         {name: torch.cat([rows[name] for rows in conditioning]) for name in conditioning[0]},
         skip_layers,
     )

@@ -106,14 +106,22 @@ class Schedule:
         return scaled
 
     def noised(self, latents: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """A picture's latents under as much of this noise as the next step expects."""
+        """A picture's latents under as much of this noise as the next step expects.
+
+        The schedulers are asked on the CPU for the two factors: given a GPU's latents, they would move their
+        tables there, look the step up there, and wait for it.
+        """
+        one, zero = torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1)
+        return self._mixed(one, zero).item() * latents + self._mixed(zero, one).item() * noise
+
+    def _mixed(self, latents: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         timestep = self._timesteps[self._index : self._index + 1]
-        noised: torch.Tensor
+        mixed: torch.Tensor
         if hasattr(self._scheduler, "scale_noise"):
-            noised = self._scheduler.scale_noise(latents, timestep, noise)
+            mixed = self._scheduler.scale_noise(latents, timestep, noise)
         else:
-            noised = self._scheduler.add_noise(latents, noise, timestep)
-        return noised
+            mixed = self._scheduler.add_noise(latents, noise, timestep)
+        return mixed
 
     def advance(self, prediction: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
         """The latents after one step with the guided prediction."""
