@@ -16,6 +16,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 
 from databases import postgresql
+from exported_graphs import Exported, exporting
 from oracle import Difference
 from server import Server, serving
 
@@ -99,6 +100,12 @@ def database(ledger_url: str, tmp_path: Path) -> Iterator[sa.Engine]:
     engine = tables.open_database(tables.database_url(ledger_url, tmp_path))
     yield engine
     engine.dispose()
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """The miniatures' graphs."""
+    return exporting(tmp_path_factory.mktemp("graphs"))
 
 
 @pytest.fixture

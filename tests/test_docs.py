@@ -48,6 +48,7 @@ from jubako.services.jobs import add_jobs
 from jubako.services.openai import openai_app
 from jubako.services.videos import VideoCreate, add_videos
 from jubako.settings import Settings, load_settings
+from jubako.weight_sets import Absence, GraphSet, Profile, Requirement
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
@@ -135,7 +136,7 @@ def test_every_command_and_every_option_is_documented() -> None:
     )
     sections = dict(headed)
     known = dict(commands(typer.main.get_command(program)))
-    assert sections.keys() - {"jubako jobs"} == known.keys()
+    assert sections.keys() - {"jubako jobs", "jubako engines"} == known.keys()
     for name, command in known.items():
         tables = "".join(line for line in sections[name].splitlines() if line.startswith("| `-"))
         options = {option for parameter in command.params for option in parameter.opts if option[0] == "-"}
@@ -158,7 +159,7 @@ def test_every_error_is_documented_with_its_status() -> None:
 def test_every_key_of_the_catalog_is_described() -> None:
     text = named(doc("models/README.md"))
     own = (Family, Model, Resources, Batching, Defaults, Limits, Licence, WeightSource, Overlay, Worker)
-    for value in (*own, Clip, Solid):
+    for value in (*own, Clip, Solid, GraphSet, Requirement, Profile, Absence):
         assert set(value.model_fields) - {"name", "family"} <= text, value.__name__
 
 

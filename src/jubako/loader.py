@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from importlib import import_module
-from typing import cast
+from typing import Any, cast
 
 import torch
 
-from jubako.catalog import Family
+from jubako.catalog import Family, Model
 from jubako.errors import GenerationFailed, JubakoError
+from jubako.families.acceleration import Acceleration, accelerate
 from jubako.families.loaded import LoadedModel
+from jubako.families.row_buckets import fast_predict
+from jubako.families.warm_up import example_job, warm_up
+from jubako.hardware import Machine
 from jubako.memory import give_back
 from jubako.settings import Settings
+from jubako.weights.chooser import Chooser
 from jubako.weights.components import Assembly, ComponentStore
+from jubako.weights.parts import Finish
 from jubako.weights.placement import resolve_dtype
 from jubako.weights.recipe import recipe
+from jubako.weights.selection import Choice
 
 __all__ = ["FamilyLoader"]
 
@@ -26,11 +34,21 @@ logger = logging.getLogger(__name__)
 class FamilyLoader:
     """The :class:`jubako.residency.Loader` of a family. Components that models share count once."""
 
-    def __init__(self, family: Family, settings: Settings, device: torch.device) -> None:
+    def __init__(
+        self,
+        family: Family,
+        settings: Settings,
+        device: torch.device,
+        machine: Machine | None = None,
+        acceleration: Acceleration | None = None,
+    ) -> None:
         self._wrap = import_module(f"jubako.families.{family.name}").wrap
         self._family = family
         self._settings = settings
         self._device = device
+        self._chooser = Chooser(machine or Machine(), settings, device)
+        self._acceleration = acceleration or Acceleration()
+        self._choices: dict[str, Choice] = {}
         self._store = ComponentStore(family.models)
         self._assemblies: dict[str, Assembly] = {}
 
@@ -44,7 +62,16 @@ class FamilyLoader:
         sizes = {}
         for name in names:
             model = self._family.models[name]
-            plan = recipe(model, self._family.models, self._settings.home, self._device, self._dtype(name))
+            choice = self._chooser.choose(model)
+            plan = recipe(
+                model,
+                self._family.models,
+                self._settings.home,
+                self._device,
+                resolve_dtype(choice.precision, model, self._device),
+                runtime=self._chooser.runtime(model, choice),
+                finish=self._finish(choice),
+            )
             sizes.update({part.key: part.bytes for part in plan.parts})
         held = {key for assembly in self._assemblies.values() for key in assembly.parts.values()}
         return sum(size for key, size in sizes.items() if key not in held)
@@ -65,6 +92,11 @@ class FamilyLoader:
         give_back()
         raise failure
 
+    @property
+    def choices(self) -> Mapping[str, Choice]:
+        """What each model that was loaded was last loaded from."""
+        return dict(self._choices)
+
     def unload(self, name: str) -> None:
         """Release its components and return the memory of those that no other model has."""
         self._store.release(self._assemblies.pop(name))
@@ -80,14 +112,50 @@ class FamilyLoader:
 
     def _loaded(self, name: str, on_progress: Callable[[float], None]) -> LoadedModel:
         model = self._family.models[name]
-        assembly = self._store.load(model, self._settings.home, self._device, self._dtype(name), on_progress)
+        choice = self._chooser.choose(model)
+        assembly = self._store.load(
+            model,
+            self._settings.home,
+            self._device,
+            resolve_dtype(choice.precision, model, self._device),
+            on_progress,
+            runtime=self._chooser.runtime(model, choice),
+            finish=self._finish(choice),
+        )
         try:
-            wrapped = cast("LoadedModel", self._wrap(assembly.pipeline, model))
+            wrapped = self._ready(cast("LoadedModel", self._wrap(assembly.pipeline, model)), model, choice)
         except BaseException:
             self._store.release(assembly)
             raise
         self._assemblies[name] = assembly
+        self._choices[name] = choice
         return wrapped
 
-    def _dtype(self, name: str) -> torch.dtype:
-        return resolve_dtype(self._settings.dtype, self._family.models[name], self._device)
+    def _accelerated(self, choice: Choice) -> Acceleration:
+        """What is on for a choice: layers in float8 are asked for by the precision of standard weights."""
+        if choice.graphs is not None:
+            return Acceleration()
+        return replace(self._acceleration, float8=self._acceleration.float8 or choice.precision == "float8")
+
+    def _finish(self, choice: Choice) -> Finish | None:
+        acceleration = self._accelerated(choice)
+        if acceleration == Acceleration():
+            return None
+        return Finish(acceleration, lambda module, name: accelerate(module, name, acceleration))
+
+    def _ready(self, model: LoadedModel, entry: Model, choice: Choice) -> LoadedModel:
+        """The model behind what is on of row buckets and CUDA graphs, its first forwards done."""
+        acceleration = self._accelerated(choice)
+        if acceleration.row_buckets or acceleration.cuda_graphs:
+            model.predict = fast_predict(model.predict, acceleration, entry.max_rows)  # type: ignore[method-assign] # of this one
+        if acceleration.warm_up:
+            job = example_job(entry, self._family)
+            warm_up(model, model.prepare(job), _modules(model))
+        return model
+
+
+def _modules(model: LoadedModel) -> list[torch.nn.Module]:
+    """What the model's pipeline is made of."""
+    pipeline: Any = getattr(model, "pipeline", None)
+    components = pipeline.components.values() if pipeline is not None else ()
+    return [module for module in components if isinstance(module, torch.nn.Module)]

@@ -21,7 +21,7 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from jubako.catalog import Model
 from jubako.errors import Cancelled, FamilyUnavailable
-from jubako.weights.store import find_weights
+from jubako.weights.graphs.store import is_on_disk
 
 __all__ = ["Lease", "Loader", "Residence", "Residency", "located"]
 
@@ -73,8 +73,7 @@ class Residence:
 def located(models: Mapping[str, Model], home: Path, here: Mapping[str, Residence]) -> dict[str, Residence]:
     """Where each model of a family is, given those that are in memory or on their way there."""
     return {
-        name: here.get(name)
-        or Residence("on_disk" if find_weights(home, model, models) is not None else "missing")
+        name: here.get(name) or Residence("on_disk" if is_on_disk(home, model, models) else "missing")
         for name, model in models.items()
     }
 

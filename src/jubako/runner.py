@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from time import perf_counter
 
@@ -21,14 +22,17 @@ from jubako.catalog import Family
 from jubako.engine.batcher import StepBatcher, Ticket
 from jubako.engine.samples import Sample
 from jubako.errors import Cancelled, GenerationFailed, JubakoError, TimedOut
+from jubako.families.acceleration import Acceleration, acceleration_for, in_effect
 from jubako.families.loaded import Finished, LoadedModel
+from jubako.hardware import machine, require_device
 from jubako.job import Job
 from jubako.loader import FamilyLoader
 from jubako.memory import default_budget, freeze
+from jubako.probe import own_signals
 from jubako.residency import Lease, Residence, Residency, located
 from jubako.result import Progress, Result, Timings
-from jubako.settings import Settings
-from jubako.weights.placement import resolve_device
+from jubako.settings import Settings, SettingsError
+from jubako.weights.selection import Choice
 from jubako.weights.store import read_record
 
 __all__ = ["Runner"]
@@ -47,13 +51,17 @@ class Runner:
         _quiet_libraries()
         self.family = family
         self.settings = settings
-        self.device = resolve_device(settings.device)
+        here = machine(own_signals())
+        self.device = torch.device(require_device(here, settings.device))
         self.batcher = StepBatcher()
-        loader = FamilyLoader(family, settings, self.device)
+        acceleration = _acceleration(settings, self.device)
+        self._effects = ExitStack()
+        self._effects.enter_context(in_effect(acceleration, self.device, settings.home / "compiled"))
+        self._loader = FamilyLoader(family, settings, self.device, here, acceleration)
         freeze()
         budget = settings.memory_budget
         self.residency: Residency[LoadedModel] = Residency(
-            loader, default_budget(self.device) if budget == "auto" else budget
+            self._loader, default_budget(self.device) if budget == "auto" else budget
         )
         self._running: dict[str, Callable[[], object]] = {}
         self._prepare = ThreadPoolExecutor(1, "prepare")
@@ -79,6 +87,10 @@ class Runner:
     def states(self) -> dict[str, Residence]:
         """Where each model of the family is."""
         return located(self.family.models, self.settings.home, self.residency.states())
+
+    def choices(self) -> Mapping[str, Choice]:
+        """What each model in memory is served from."""
+        return self._loader.choices
 
     @property
     def jobs(self) -> int:
@@ -130,6 +142,7 @@ class Runner:
         self._prepare.shutdown()
         self.batcher.close()
         self._encode.shutdown()
+        self._effects.close()
 
     def _ticket(self, job: Job, on_progress: OnProgress | None, preview_every: int) -> Ticket:
         """The job's place in the batcher, whose listener is called on the event loop of whoever asks here."""
@@ -197,6 +210,13 @@ class Runner:
         record = read_record(self.settings.home, self.family.models[job.model])
         finished = model.finish(decoded, job, {"commit": record.commit if record else None})
         return _result(job, finished, timings.model_copy(update={"encoded": perf_counter() - began}))
+
+
+def _acceleration(settings: Settings, device: torch.device) -> Acceleration:
+    try:
+        return acceleration_for("cpu" if device.type == "cpu" else "cuda", settings.accelerations)
+    except ValueError as error:
+        raise SettingsError(f"JUBAKO_ACCELERATIONS: {error}") from error
 
 
 def _result(job: Job, finished: Finished, timings: Timings) -> Result:

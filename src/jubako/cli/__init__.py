@@ -13,6 +13,9 @@ import typer
 from jubako import __version__
 from jubako.catalog import CatalogError
 from jubako.cli.comparison import compare
+from jubako.cli.doctor import doctor
+from jubako.cli.engines import engines
+from jubako.cli.export import export
 from jubako.cli.jobs import jobs
 from jubako.cli.models import models
 from jubako.cli.pictures import generate
@@ -35,7 +38,10 @@ app.command()(models)
 app.command()(pull)
 app.command()(generate)
 app.command()(compare)
+app.command()(doctor)
+app.command()(export)
 app.add_typer(jobs, name="jobs")
+app.add_typer(engines, name="engines")
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from jubako.catalog import Catalog, Model, load_catalog
 from jubako.cli.server import listed
+from jubako.cli.weight_matrix import show_weights
 from jubako.settings import load_settings
 from jubako.weights.store import size_on_disk
 
@@ -36,10 +37,16 @@ def models(
         str | None,
         typer.Option(help="Ask this server where its models are; without it the disk is looked at."),
     ] = None,
+    weights: Annotated[
+        bool, typer.Option("--weights", help="Show in which forms each model's weights exist, or why not.")
+    ] = False,
 ) -> None:
     """List what can be served, under which licence, and what is on disk or in memory."""
     settings = load_settings()
     catalog = load_catalog(settings.catalog).only(settings.families)
+    if weights:
+        show_weights(catalog, settings.home, as_json=as_json)
+        return
     sizes = {
         model.name: size_on_disk(settings.home, model, family.models)
         for family in catalog.families.values()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -17,9 +20,14 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from jubako.catalog import Family, Model, load_catalog
+from jubako.catalog import Model, load_catalog
 from jubako.settings import Settings, load_settings
+from jubako.weight_sets import GraphSet, Vendor, WeightsChoice
+from jubako.weights.layout import PullFailed
 from jubako.weights.store import find_weights, read_record, require_own_files
+
+if TYPE_CHECKING:
+    from jubako.hub import Shipment
 
 __all__ = ["pull"]
 
@@ -30,12 +38,26 @@ COMMERCIAL = {
 }
 
 
-def pull(name: Annotated[str, typer.Argument(metavar="MODEL", help="A name from `jubako models`.")]) -> None:
+def pull(
+    name: Annotated[str, typer.Argument(metavar="MODEL", help="A name from `jubako models`.")],
+    weights: Annotated[
+        WeightsChoice, typer.Option(help="Whose weights: standard, nvidia or amd; `jubako models --weights`.")
+    ] = "standard",
+    precision: Annotated[
+        str | None, typer.Option(help="In which precision, where a vendor has several; without it the first.")
+    ] = None,
+) -> None:
     """Fetch a model's weights from the Hugging Face hub; an interrupted pull goes on where it was."""
     settings = load_settings()
     catalog = load_catalog(settings.catalog)
     model = catalog.model(name)
     console = Console(highlight=False)
+    if weights in {"nvidia", "amd"}:
+        graphs = _graph_set(model, weights, precision)
+        _print_licence(console, model, graphs)
+        with _patient():
+            _fetch(console, model, settings, lambda hub: hub.inspect_graphs(model, weights, graphs))
+        return
     if model.weights.folder is not None and not _overlay_repo(model):
         console.print(_about_folder(model, settings), soft_wrap=True)
         return
@@ -44,11 +66,32 @@ def pull(name: Annotated[str, typer.Argument(metavar="MODEL", help="A name from 
     if _is_pinned_and_here(model, settings):
         console.print(f"{model.name} is on disk already, at its pinned commit", soft_wrap=True)
         return
+    models = catalog.families[model.family].models
+    with _patient():
+        _fetch(console, model, settings, lambda hub: hub.inspect(model, settings.home, models))
+
+
+@contextmanager
+def _patient() -> Iterator[None]:
     try:
-        _fetch(console, model, catalog.families[model.family], settings)
+        yield
     except KeyboardInterrupt:
         Console(stderr=True).print("\nInterrupted. What has come is kept: run the same command to go on.")
         raise typer.Exit(130) from None
+
+
+def _graph_set(model: Model, vendor: Vendor, precision: str | None) -> GraphSet:
+    """The vendor's set of a precision; BadParameter says which there are."""
+    sets = model.graph_sets(vendor)
+    if not sets:
+        raise PullFailed(f"{vendor} has no weights of {model.name}: {model.absence(vendor)}")
+    found = next((each for each in sets if precision in {None, each.precision}), None)
+    if found is None:
+        known = ", ".join(each.precision for each in sets)
+        raise PullFailed(f"precision: {vendor} has no {precision} weights of {model.name}, but {known}")
+    if found.repo is None:
+        raise PullFailed(f"these weights lie in a folder of yours, not on the hub: {found.folder}")
+    return found
 
 
 def _overlay_repo(model: Model) -> str | None:
@@ -61,10 +104,10 @@ def _about_folder(model: Model, settings: Settings) -> str:
     return f"{model.name} lies in a folder of yours, not on the hub: {escape(str(model.weights.folder))}"
 
 
-def _print_licence(console: Console, model: Model) -> None:
-    licence = model.licence
+def _print_licence(console: Console, model: Model, graphs: GraphSet | None = None) -> None:
+    licence, own = model.licence, model.weights
     origins = filter(
-        None, (model.weights.repo, model.weights.file, model.weights.folder, _overlay_repo(model))
+        None, (own.repo, own.file, own.folder, _overlay_repo(model), graphs.repo if graphs else None)
     )
     console.print(f"[bold]{escape(model.title)}[/]  {escape(' + '.join(map(str, origins)))}", soft_wrap=True)
     console.print(f"Licence: {licence.id}, {COMMERCIAL[licence.commercial]}  {licence.url}", soft_wrap=True)
@@ -83,12 +126,12 @@ def _is_pinned_and_here(model: Model, settings: Settings) -> bool:
     return all(re.fullmatch("[0-9a-f]{40}", wanted) and wanted == had for wanted, had in pinned)
 
 
-def _fetch(console: Console, model: Model, family: Family, settings: Settings) -> None:
+def _fetch(console: Console, model: Model, settings: Settings, ask: Callable[[ModuleType], Shipment]) -> None:
     with console.status("Asking the hub"):
         # The hub's client takes a good part of a second to import; only this command pays for it.
-        from jubako.hub import fetch, inspect
+        from jubako import hub
 
-        shipment = inspect(model, settings.home, family.models)
+        shipment = ask(hub)
     missing = shipment.missing
     for parcel in shipment.parcels:
         console.print(
@@ -110,9 +153,9 @@ def _fetch(console: Console, model: Model, family: Family, settings: Settings) -
             current = name
             progress.update(task, advance=gained, description=f"{_part(name):{width}}")
 
-        record = fetch(shipment, settings.home, report)
+        record = hub.fetch(shipment, settings.home, report)
         progress.update(task, completed=shipment.size, description=f"{'done':{width}}")
-    place = model.weights.file or record.folder
+    place = shipment.graphs.folder if shipment.graphs else model.weights.file or record.folder
     console.print(f"[green]{model.name} is ready[/] in {escape(str(place))}", soft_wrap=True)
 
 

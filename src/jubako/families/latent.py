@@ -23,7 +23,7 @@ from jubako.catalog import Model
 from jubako.engine.samples import Kept, Sample
 from jubako.engine.schedule import Schedule, make_scheduler
 from jubako.errors import InvalidRequest
-from jubako.families.loaded import Finished
+from jubako.families.loaded import Finished, checked
 from jubako.families.preview import ColourMap, fitted
 from jubako.job import Job
 from jubako.media import MEDIA_TYPES, encode_image
@@ -92,7 +92,7 @@ class LatentModel(ABC):
             _check_share(schedule, job)
         dtype = next(iter(conditioning.values())).dtype
         start = _Start(self, job, schedule, generator, dtype)
-        return Sample(
+        sample = Sample(
             denoiser=self,
             schedule=schedule,
             conditioning=conditioning,
@@ -100,6 +100,7 @@ class LatentModel(ABC):
             skip_layer_guidance=job.skip_layer_guidance,
             **start.of_task(),
         )
+        return checked(sample, self.denoiser, job)
 
     @torch.inference_mode()
     def prepare_refinement(self, job: Job) -> Sample:
@@ -109,13 +110,14 @@ class LatentModel(ABC):
         assert job.refinement is not None  # noqa: S101 # the runner asks for jobs with one only
         schedule.begin_after(job.refinement.after)
         _check_share(schedule, job)
-        return Sample(
+        sample = Sample(
             denoiser=self,
             schedule=schedule,
             latents=torch.empty(self.latent_shape(job), device=self.device),
             conditioning=self.conditioning(job),
             guidance_scale=job.guidance_scale,
         )
+        return checked(sample, self.denoiser, job)
 
     def schedule(self, job: Job, generator: torch.Generator) -> Schedule:
         """All of the job's timesteps, on a scheduler of its own."""

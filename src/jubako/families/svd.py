@@ -21,7 +21,7 @@ from jubako.engine.schedule import Schedule, make_scheduler
 from jubako.errors import InvalidRequest
 from jubako.families.frames import clip_of, colours_of, decoded_frames, finished_clip
 from jubako.families.latent import guided
-from jubako.families.loaded import Finished
+from jubako.families.loaded import Finished, checked
 from jubako.families.preview import ColourMap
 from jubako.job import Clip, Job
 
@@ -59,7 +59,7 @@ class StableVideoDiffusion:
             beside = torch.cat([torch.zeros_like(beside), beside])
             told = told.expand(2, -1)
         scales = self.guidance(job).to(self.device, noise.dtype)
-        return Sample(
+        sample = Sample(
             denoiser=self,
             schedule=schedule,
             latents=noise * schedule.init_noise_sigma,
@@ -69,6 +69,7 @@ class StableVideoDiffusion:
             channels=beside,
             decode=partial(self.decode, chunk_size=clip.decode_chunk_size),
         )
+        return checked(sample, self.pipeline.unet, job)
 
     def prepare_refinement(self, job: Job) -> Sample:
         """No clip has a refiner."""

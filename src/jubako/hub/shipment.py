@@ -15,7 +15,9 @@ from huggingface_hub.utils import disable_progress_bars, logging
 
 from jubako.catalog import Model, Overlay
 from jubako.hub.reasons import explained
-from jubako.weights.layout import INDEX, PullFailed, choose_files
+from jubako.weight_sets import GraphSet, Vendor
+from jubako.weights.graphs.store import GraphRecord, left_to_pytorch
+from jubako.weights.layout import INDEX, PullFailed, choose_files, choose_graphs, components
 from jubako.weights.siblings import siblings
 from jubako.weights.store import (
     OverlayRecord,
@@ -25,7 +27,7 @@ from jubako.weights.store import (
     require_weights,
 )
 
-__all__ = ["Parcel", "RemoteFile", "Shipment", "inspect", "size_of"]
+__all__ = ["Parcel", "RemoteFile", "Shipment", "inspect", "inspect_graphs", "size_of"]
 
 ASK_SECONDS = 20
 
@@ -95,10 +97,14 @@ class Parcel:
 
 @dataclass(frozen=True)
 class Shipment:
-    """What a pull brings for one model, and the record that is written when all of it has come."""
+    """What a pull brings for one model, and the record that is written when all of it has come.
+
+    Of a vendor's graphs that is ``graphs``, and ``record`` is of what of the standard weights goes with them.
+    """
 
     parcels: tuple[Parcel, ...]
     record: WeightRecord
+    graphs: GraphRecord | None = None
 
     @property
     def files(self) -> tuple[RemoteFile, ...]:
@@ -145,6 +151,26 @@ def inspect(model: Model, home: Path, models: Mapping[str, Model]) -> Shipment:
     return Shipment(tuple(parcel for parcel in (base, overlay) if parcel is not None), record)
 
 
+def inspect_graphs(model: Model, vendor: Vendor, graphs: GraphSet) -> Shipment:
+    """Ask the hub for a vendor's weight set, and for what of the standard weights goes with it."""
+    _quiet()
+    base, repo = _pipeline(model, graphs=graphs), str(graphs.repo)
+    with explained(repo, graphs.revision):
+        commit, remote = _listing(repo, graphs.revision)
+        parcel = Parcel(repo, commit, tuple(remote[name] for name in choose_graphs(remote, graphs)))
+    record = _record(model, base)
+    files = {file.name: file.size for file in parcel.files}
+    arrived = GraphRecord(
+        name=f"{vendor}-{graphs.precision}",
+        repo=repo,
+        commit=commit,
+        folder=parcel.folder,
+        files=files,
+        base=record,
+    )
+    return Shipment((base, parcel), record, arrived)
+
+
 def _record(model: Model, parcel: Parcel) -> WeightRecord:
     return WeightRecord(
         model=model.name,
@@ -173,7 +199,7 @@ def _configs(model: Model, home: Path, models: Mapping[str, Model]) -> tuple[Par
     return parcel, _record(model, parcel).model_copy(update={"config": donor.name})
 
 
-def _pipeline(model: Model, *, only_configs: bool = False) -> Parcel:
+def _pipeline(model: Model, *, only_configs: bool = False, graphs: GraphSet | None = None) -> Parcel:
     repo = str(model.weights.repo)
     with explained(repo, model.weights.revision, model.moved_from):
         commit, remote = _listing(repo, model.weights.revision)
@@ -182,7 +208,12 @@ def _pipeline(model: Model, *, only_configs: bool = False) -> Parcel:
         parcel = Parcel(repo, commit, (remote[INDEX],))
         parcel.discard_torn(remote[INDEX])
         index = json.loads(Path(hf_hub_download(repo, INDEX, revision=commit)).read_text(encoding="utf-8"))
-        names = choose_files(remote, index, model, only_configs=only_configs)
+        bare: tuple[str, ...] = components(index, model) if only_configs else ()
+        if graphs is not None:
+            bare = tuple(
+                set(components(index, model)) - set(left_to_pytorch(graphs, components(index, model)))
+            )
+        names = choose_files(remote, index, model, bare=bare)
     return replace(parcel, files=tuple(remote[name] for name in names))
 
 

@@ -19,6 +19,7 @@ from huggingface_hub.utils import WeakFileLock, build_hf_headers, hf_raise_for_s
 
 from jubako.hub.reasons import explained
 from jubako.hub.shipment import Parcel, RemoteFile, Shipment, size_of
+from jubako.weights.graphs.store import write_graph_record
 from jubako.weights.layout import PullFailed
 from jubako.weights.store import WeightRecord, write_record
 
@@ -43,9 +44,12 @@ def fetch(shipment: Shipment, home: Path, report: Report) -> WeightRecord:
         with explained(parcel.repo):
             _bring(parcel, file, report)
     record = shipment.record
-    if not record.is_whole():
+    if not (shipment.graphs or record).is_whole():
         raise PullFailed(f"some files of {record.model} did not arrive whole; run the same command again")
-    write_record(home, record)
+    if shipment.graphs is not None:
+        write_graph_record(home, record.model, shipment.graphs)
+    else:
+        write_record(home, record)
     return record
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from dataclasses import asdict
 from importlib import import_module
@@ -12,12 +13,13 @@ import bentoml
 from pydantic import BaseModel, ConfigDict
 
 from jubako.catalog import Model, load_catalog
-from jubako.errors import Cancelled
+from jubako.errors import Cancelled, FamilyUnavailable
 from jubako.job import Job
 from jubako.result import Progress, Result
 from jubako.runs import Runs
 from jubako.services.ignition import Ignition
 from jubako.settings import load_settings
+from jubako.weights.selection import Choice
 
 __all__ = ["KEEP_CONNECTIONS", "ModelState", "family_service"]
 
@@ -34,13 +36,20 @@ GRACE = 4
 
 
 class ModelState(BaseModel):
-    """Where a model stands in its family's process; ``bytes`` is what its components take in memory."""
+    """Where a model stands in its family's process; ``bytes`` is what its components take in memory.
+
+    Of one that was loaded, ``weights`` and ``precision`` say of which weight set, and ``rejected`` has a
+    sentence for each one that was not taken.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     state: Literal["missing", "on_disk", "loading", "resident"]
     loading_fraction: float | None = None
     bytes: int = 0
+    weights: Literal["standard", "nvidia", "amd"] | None = None
+    precision: str | None = None
+    rejected: tuple[str, ...] = ()
 
     @property
     def on_disk(self) -> bool:
@@ -69,6 +78,7 @@ def family_service(name: str) -> Any:
         """Runs jobs on this family's models."""
 
         def __init__(self) -> None:
+            _speak()
             self.ignition = Ignition(family, settings)
             self.runs = Runs(self.run_durable, GRACE * settings.job_lease)
             # Jobs that wait for the runner to be there; cancelling takes them out.
@@ -114,8 +124,9 @@ def family_service(name: str) -> Any:
         @bentoml.api
         async def describe(self) -> dict[str, ModelState]:
             """The state of each model of this family."""
+            choices = self.ignition.choices()
             states = {
-                name: ModelState.model_validate(asdict(state))
+                name: ModelState.model_validate(asdict(state) | _of_choice(choices.get(name)))
                 for name, state in self.ignition.states().items()
             }
             return states | await _worker_states(family.models)
@@ -132,6 +143,8 @@ def family_service(name: str) -> Any:
                 runner = await self.ignition.runner()
                 if job.id not in self.waiting:
                     return Result.failed(job.id, job.seed, Cancelled("the job was cancelled"))
+            except FamilyUnavailable as error:
+                return Result.failed(job.id, job.seed, error)
             finally:
                 self.waiting.discard(job.id)
             return await runner.generate(job, on_progress, durable=durable)
@@ -146,6 +159,19 @@ def family_service(name: str) -> Any:
             self.ignition.close()
 
     return FamilyService
+
+
+def _speak() -> None:
+    """Let our own messages through to BentoML's log, which shows warnings only, unless it is to be quiet."""
+    if logging.getLogger().level <= logging.WARNING:
+        logging.getLogger("jubako").setLevel(logging.INFO)
+
+
+def _of_choice(choice: Choice | None) -> dict[str, Any]:
+    if choice is None:
+        return {}
+    rejected = [str(rung) for rung in choice.rejected]
+    return {"weights": choice.vendor, "precision": choice.precision, "rejected": rejected}
 
 
 async def _worker_states(models: Mapping[str, Model]) -> dict[str, ModelState]:

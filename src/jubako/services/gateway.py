@@ -215,4 +215,7 @@ def _listed(model: Model, state: Any) -> dict[str, Any]:
         "bytes": state.bytes if state else None,
         "on_disk": state.on_disk if state else None,
         "loaded": state.loaded if state else None,
+        "weights": state.weights if state else None,
+        "precision": state.precision if state else None,
+        "rejected": state.rejected if state else (),
     }

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import threading
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from jubako.catalog import Family, load_catalog
+from jubako.errors import FamilyUnavailable
 from jubako.residency import Residence, located
-from jubako.settings import Settings
-from jubako.weights.store import find_weights
+from jubako.settings import Settings, SettingsError
+from jubako.weights.graphs.store import is_on_disk
+from jubako.weights.selection import Choice
 
 if TYPE_CHECKING:
     from jubako.runner import Runner
 
 __all__ = ["Ignition"]
+
+logger = logging.getLogger(__name__)
 
 
 class Ignition:
@@ -35,13 +41,17 @@ class Ignition:
             self._start()
 
     async def runner(self) -> Runner:
-        """The runner, as soon as it is there."""
-        return await asyncio.wrap_future(self._start())
+        """The runner, as soon as it is there; FamilyUnavailable says which setting keeps it from starting."""
+        try:
+            return await asyncio.wrap_future(self._start())
+        except SettingsError as error:
+            raise FamilyUnavailable(str(error)) from error
 
     @property
     def started(self) -> Runner | None:
         """The runner, if it is there."""
-        return self._starting.result() if self._starting is not None and self._starting.done() else None
+        starting = self._starting
+        return starting.result() if starting and starting.done() and not starting.exception() else None
 
     @property
     def ready(self) -> bool:
@@ -52,11 +62,16 @@ class Ignition:
         """Where each model of the family is."""
         if self.started is not None:
             return self.started.states()
-        return located(self._family.models, self._settings.home, {})
+        awaited = dict.fromkeys(self._preloaded, Residence("loading", 0.0))
+        return located(self._family.models, self._settings.home, awaited)
+
+    def choices(self) -> Mapping[str, Choice]:
+        """What each model that was loaded is served from."""
+        return self.started.choices() if self.started is not None else {}
 
     def close(self) -> None:
         """Let running jobs end."""
-        if self._starting is not None:
+        if self._starting is not None and not self._starting.exception():
             self._starting.result().close()
 
     def _start(self) -> Future[Runner]:
@@ -75,7 +90,7 @@ def _to_preload(family: Family, settings: Settings) -> tuple[str, ...]:
     return tuple(
         name
         for name in settings.preload or (default.name,)
-        if name in models and find_weights(settings.home, models[name], models)
+        if name in models and is_on_disk(settings.home, models[name], models)
     )
 
 
@@ -86,7 +101,12 @@ def _started(family: Family, settings: Settings, preloaded: tuple[str, ...]) -> 
     # Torch comes in here, in this family's own process, and nowhere above.
     from jubako.runner import Runner
 
-    runner = Runner(family, settings)
-    gc.enable()
+    try:
+        runner = Runner(family, settings)
+    except SettingsError as error:
+        logger.error("%s does not start: %s", family.service, error)  # noqa: TRY400 # the sentence says all
+        raise
+    finally:
+        gc.enable()
     runner.preload(preloaded)
     return runner

@@ -18,7 +18,9 @@ from typing import Any
 import torch
 
 from jubako.catalog import Model
-from jubako.weights.parts import Part
+from jubako.weights.graphs.proxies import GraphModule
+from jubako.weights.graphs.runtime import GraphRuntime
+from jubako.weights.parts import Finish, Part
 from jubako.weights.recipe import recipe
 
 __all__ = ["Assembly", "ComponentStore"]
@@ -63,6 +65,9 @@ class ComponentStore:
         device: torch.device,
         dtype: torch.dtype,
         on_progress: OnProgress | None = None,
+        *,
+        runtime: GraphRuntime | None = None,
+        finish: Finish | None = None,
     ) -> Assembly:
         """The model's pipeline on the device, in evaluation mode; what is in memory already is shared.
 
@@ -70,7 +75,7 @@ class ComponentStore:
         ModelNotOnDisk or UnusableWeights where the files are the cause.
         """
         tell = on_progress or (lambda _: None)
-        plan = recipe(model, self._models, home, device, dtype)
+        plan = recipe(model, self._models, home, device, dtype, runtime=runtime, finish=finish)
         total, done = sum(part.bytes for part in plan.parts) or 1, 0
         tell(0.0)
         modules: dict[str, torch.nn.Module] = {}
@@ -136,6 +141,7 @@ class ComponentStore:
 
 
 def _memory(module: torch.nn.Module) -> int:
-    """Parameters and buffers; a tensor that has two names counts once."""
+    """Parameters and buffers, of which one with two names counts once, and what graphs take."""
     tensors = {tensor.data_ptr(): tensor for tensor in (*module.parameters(), *module.buffers())}
-    return sum(tensor.nbytes for tensor in tensors.values())
+    graphs = module.graph_bytes if isinstance(module, GraphModule) else 0
+    return graphs + sum(tensor.nbytes for tensor in tensors.values())

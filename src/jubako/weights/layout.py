@@ -13,12 +13,14 @@ from typing import Any
 
 from jubako.catalog import Model
 from jubako.errors import JubakoError
+from jubako.weight_sets import GraphSet
 
 __all__ = [
     "DENOISERS",
     "INDEX",
     "PullFailed",
     "choose_files",
+    "choose_graphs",
     "choose_weights",
     "components",
     "other_weights",
@@ -35,6 +37,8 @@ _INDEX_OF_PICKLES = re.compile(r".*\.bin\.index(\.[^.]+)?\.json")
 _CONFIGS = (".json", ".txt", ".model")
 # What each kind of overlay brings whole.
 _REPLACED = {"denoiser": DENOISERS, "original": (*DENOISERS, "vae")}
+# What AMD's repositories hold beside: compiled caches, and graphs for another runtime.
+_OTHER_RUNTIMES = {"MXR", "RyzenAI", "controlnet"}
 _OTHER_WEIGHTS = (".bin", ".ckpt", ".h5", ".msgpack", ".onnx", ".pb", ".pkl", ".pt", ".pth")
 
 
@@ -51,14 +55,14 @@ def components(index: Any, model: Model) -> tuple[str, ...]:
 
 
 def choose_files(
-    names: Iterable[str], index: Any, model: Model, *, only_configs: bool = False
+    names: Iterable[str], index: Any, model: Model, *, bare: Iterable[str] = ()
 ) -> tuple[str, ...]:
     """The files to take, sorted; PullFailed names a component that has no safe weights or no files.
 
-    What an overlay brings whole is left out of the repository's own files, except for its config.
+    Of the ``bare`` components only the configs are taken, and so of those that an overlay brings whole.
     """
     overlay = model.weights.overlay
-    replaced = _REPLACED.get(overlay.kind, ()) if overlay else ()
+    replaced = {*bare, *(_REPLACED.get(overlay.kind, ()) if overlay else ())}
     names = tuple(names)
     chosen = {INDEX}
     for component in components(index, model):
@@ -66,9 +70,32 @@ def choose_files(
         inside = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
         if not inside:
             raise PullFailed(f"{model.weights.repo}: {INDEX} names {component}, but it has no files there")
-        bare = only_configs or component in replaced
-        taken = _configs(inside, None) if bare else _of_component(component, inside, model)
+        config_alone = component in replaced
+        taken = _configs(inside, None) if config_alone else _of_component(component, inside, model)
         chosen.update(prefix + name for name in taken)
+    return tuple(sorted(chosen))
+
+
+def choose_graphs(names: Iterable[str], graphs: GraphSet) -> tuple[str, ...]:
+    """The files of a vendor's weight set, sorted: each graph with all that lies in its folder.
+
+    Files of weights have any name, and no suffix tells them. PullFailed names a graph that is not there.
+    """
+    names = set(names)
+    chosen: set[str] = set()
+    for slot in graphs.graphs:
+        graph = next((file for file in graphs.files(slot) if file in names), None)
+        if graph is None:
+            raise PullFailed(
+                f"{graphs.repo} holds no graph of the {slot} where one should be: "
+                f"{' or '.join(graphs.files(slot))}"
+            )
+        inside = f"{graph.rpartition('/')[0]}/"
+        chosen |= {
+            name
+            for name in names
+            if name.startswith(inside) and not set(name.removeprefix(inside).split("/")) & _OTHER_RUNTIMES
+        }
     return tuple(sorted(chosen))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +21,8 @@ from jubako.weights.checkpoint import TensorHeader, digest, tensors
 from jubako.weights.layout import INDEX, choose_weights, other_weights
 
 __all__ = [
+    "Finish",
+    "FinishedPart",
     "FolderPart",
     "Part",
     "beginning",
@@ -128,6 +130,37 @@ class FolderPart:
         if missing := sorted(info["missing_keys"]):
             raise UnusableWeights(f"{where} lacks {len(missing)} tensors, such as {missing[0]}")
         return placed(module, self.device)
+
+
+@dataclass(frozen=True)
+class Finish:
+    """What is done to modules once they are read. ``form`` tells those of another finish apart."""
+
+    form: Hashable
+    apply: Callable[[torch.nn.Module, str], torch.nn.Module]
+
+
+@dataclass(frozen=True)
+class FinishedPart:
+    """Another part with a finish."""
+
+    base: Part
+    finish: Finish
+
+    @property
+    def name(self) -> str:
+        return self.base.name
+
+    @property
+    def key(self) -> Hashable:
+        return self.base.key, self.finish.form
+
+    @property
+    def bytes(self) -> int:
+        return self.base.bytes
+
+    def read(self) -> torch.nn.Module:
+        return self.finish.apply(self.base.read(), self.name)
 
 
 def placed(module: Any, device: torch.device) -> torch.nn.Module:

@@ -1,23 +1,23 @@
-"""Where models run, and in which precision."""
+"""In which precision modules are held."""
 
 from __future__ import annotations
 
 import torch
 
 from jubako.catalog import Model
+from jubako.weight_sets import Precision
 
-__all__ = ["resolve_device", "resolve_dtype"]
+__all__ = ["resolve_dtype"]
 
-
-def resolve_device(setting: str) -> torch.device:
-    """The torch device of a setting; ``auto`` is the first accelerator, else the CPU."""
-    if setting != "auto":
-        return torch.device(setting)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-def resolve_dtype(setting: str, model: Model, device: torch.device) -> torch.dtype:
-    """The precision to run in: the setting, else float32 on a CPU and the catalog's on an accelerator."""
-    if setting == "auto":
-        setting = "float32" if device.type == "cpu" else model.weights.dtype
-    return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[setting]
+def resolve_dtype(precision: Precision, model: Model, device: torch.device) -> torch.dtype:
+    """The precision of the modules that PyTorch runs.
+
+    Beside graphs in float8 or of mixed precision, and where only layers are in float8, it is float32 on a CPU
+    and the catalog's on an accelerator.
+    """
+    if precision in _DTYPES and device.type != "cpu":
+        return _DTYPES[precision]
+    return torch.float32 if device.type == "cpu" else _DTYPES[model.weights.dtype]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from inspect import signature
@@ -14,14 +15,28 @@ import torch
 
 from jubako.catalog import Model
 from jubako.errors import UnusableWeights
+from jubako.weights.graphs.part import GraphPart, admissions, slots_of
+from jubako.weights.graphs.proxies import GraphModule
+from jubako.weights.graphs.runtime import GraphRuntime
 from jubako.weights.layout import DENOISERS, components
 from jubako.weights.motion import MotionPart
 from jubako.weights.overlay import FusedPart, WholeDenoiser, touched_by_lora
-from jubako.weights.parts import FolderPart, Part, class_named, config_of, read_index, weights_of
+from jubako.weights.parts import (
+    Finish,
+    FinishedPart,
+    FolderPart,
+    Part,
+    class_named,
+    config_of,
+    read_index,
+    weights_of,
+)
 from jubako.weights.single_file import SingleFilePart, holds
 from jubako.weights.store import find_overlay, require_configs, require_weights
 
 __all__ = ["Recipe", "estimated_bytes", "pipeline_class", "recipe"]
+
+logger = logging.getLogger(__name__)
 
 # Pipelines that diffusers lacks.
 _OWN = {"StableVideo3DPipeline": "jubako.weights.sv3d"}
@@ -43,9 +58,14 @@ class Recipe:
             left_out["requires_safety_checker"] = False
         # The repository may be another pipeline's, with more parts: AnimateDiff's is Stable Diffusion's.
         left_out = {name: value for name, value in left_out.items() if name in signature(cls).parameters}
+        graphs = {name: module for name, module in modules.items() if isinstance(module, GraphModule)}
+        # The library takes modules of its own classes only.
+        own = {name: None if name in graphs else module for name, module in modules.items()}
         pipeline = cls.from_pretrained(
-            self.folder, use_safetensors=True, local_files_only=True, **left_out, **modules
+            self.folder, use_safetensors=True, local_files_only=True, **left_out, **own
         )
+        if graphs:
+            pipeline = _rebuilt(pipeline, graphs)
         pipeline.set_progress_bar_config(disable=True)
         config = {**pipeline.scheduler.config, **self.model.scheduler_config}
         pipeline.scheduler = type(pipeline.scheduler).from_config(config)
@@ -53,17 +73,34 @@ class Recipe:
 
 
 def recipe(
-    model: Model, models: Mapping[str, Model], home: Path, device: torch.device, dtype: torch.dtype
+    model: Model,
+    models: Mapping[str, Model],
+    home: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    runtime: GraphRuntime | None = None,
+    finish: Finish | None = None,
 ) -> Recipe:
     """What the model's pipeline is made of; ModelNotOnDisk or UnusableWeights say what stands in the way.
 
-    ``models`` are those of the family, from which a single file may borrow its configs.
+    ``models`` are those of the family, from which a single file may borrow its configs. With a ``runtime``
+    its graphs stand in for the modules that they are of; a ``finish`` is given to those that PyTorch runs.
     """
+    if runtime is not None:
+        kitchen = _Kitchen(model, runtime.base, device, dtype, runtime)
+        return Recipe(model, runtime.base, _finished(kitchen.parts(None), finish))
     require_weights(home, model, models)
     file, overlay = model.weights.file, find_overlay(home, model)
     folder = require_configs(home, model, models) if file else require_weights(home, model)
     kitchen = _Kitchen(model, folder, device, dtype)
-    return Recipe(model, folder, tuple(kitchen.parts(overlay)))
+    return Recipe(model, folder, _finished(kitchen.parts(overlay), finish))
+
+
+def _finished(parts: Iterable[Part], finish: Finish | None) -> tuple[Part, ...]:
+    if finish is None:
+        return tuple(parts)
+    return tuple(part if isinstance(part, GraphPart) else FinishedPart(part, finish) for part in parts)
 
 
 def estimated_bytes(
@@ -81,6 +118,7 @@ class _Kitchen:
     folder: Path
     device: torch.device
     dtype: torch.dtype
+    runtime: GraphRuntime | None = None
 
     def parts(self, overlay: Path | None) -> Iterator[Part]:
         """Every heavy component in the order of the index."""
@@ -91,7 +129,9 @@ class _Kitchen:
         fused = touched_by_lora(overlay, denoiser) if overlay and kind == "lora" else ()
         for name in names:
             cls = class_named(*index[name])
-            if overlay and kind == "denoiser" and name == denoiser:
+            if self.runtime is not None and slots_of(name):
+                yield self._graphs(name, cls, names, self.runtime)
+            elif overlay and kind == "denoiser" and name == denoiser:
                 yield WholeDenoiser(name, self.model.name, self.folder, cls, overlay, self.device, self.dtype)
             elif overlay and name in fused:
                 yield FusedPart(self._part(name, cls), self.model.name, pipeline_class(self.model), overlay)
@@ -101,6 +141,16 @@ class _Kitchen:
                 yield self._original(name, cls, overlay)
             else:
                 yield self._part(name, cls)
+
+    def _graphs(self, name: str, cls: type[Any], names: list[str], runtime: GraphRuntime) -> Part:
+        admitted, reason = admissions(name, cls, runtime, tuple(names))
+        if reason is not None:
+            logger.info("%s: %s", self.model.name, reason)
+        whole = {admission.slot for admission in admitted} == set(slots_of(name))
+        base = None if whole else self._part(name, cls)
+        if not admitted and base is not None:
+            return base
+        return GraphPart(name, cls, self.folder, admitted, runtime, base)
 
     def _original(self, name: str, cls: type[Any], file: Path) -> Part:
         from jubako.weights.sv3d import OriginalPart
@@ -137,6 +187,16 @@ class _Kitchen:
             return FolderPart(name, self.folder, cls, weights, variant, self.device, dtype)
         where = f"neither in {file} nor in {self.folder / name}" if file else f"not in {self.folder / name}"
         raise UnusableWeights(f"{self.model.name}: the weights of its {name} are {where}")
+
+
+def _rebuilt(pipeline: Any, modules: Mapping[str, GraphModule]) -> Any:
+    """The pipeline made anew around these modules too, of which it derives sizes and defaults."""
+    accepted = signature(type(pipeline)).parameters
+    components = pipeline.components
+    options = {
+        name: value for name, value in pipeline.config.items() if name in accepted and name not in components
+    }
+    return type(pipeline)(**{**components, **modules}, **options)
 
 
 def pipeline_class(model: Model) -> type[Any]:
