@@ -213,9 +213,9 @@ def slow_disk(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     read = threading.Event()
     load = ComponentStore.load
 
-    def waiting(self: ComponentStore, *arguments: Any) -> Any:
+    def waiting(self: ComponentStore, *arguments: Any, **options: Any) -> Any:
         read.wait(30)
-        return load(self, *arguments)
+        return load(self, *arguments, **options)
 
     monkeypatch.setattr(ComponentStore, "load", waiting)
     return read

@@ -67,32 +67,30 @@ def test_this_machine_is_told_in_tables(tmp_path: Path) -> None:
     assert max(len(line) for line in done.stdout.splitlines()) <= 100
 
 
-def test_graphs_that_are_not_in_the_hub_s_cache_are_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    repo = "stabilityai/stable-diffusion-xl-1.0-tensorrt"
-    told = examined(MACHINES["H200"], [CATALOG.model("sdxl")], load_settings({}))
+def test_graphs_that_were_not_pulled_are_told_with_the_command(tmp_path: Path) -> None:
+    settings = load_settings({"JUBAKO_HOME": str(tmp_path)})
+    told = examined(MACHINES["H200"], [CATALOG.model("sdxl")], settings)
     first = told["models"][0]["choice"]["rejected"][0]
     assert (first["step"], first["reason"]) == (
         "files",
-        f"text_encoder, text_encoder_2, unet of {repo} not on disk",
+        "its files are not on disk; fetch them with: jubako pull sdxl --weights nvidia --precision float16",
     )
 
 
 def test_graphs_in_a_folder_are_found_there(tmp_path: Path) -> None:
-    sdxl = CATALOG.model("sdxl")
-    here = sdxl.graph_sets("nvidia")[0].model_copy(update={"repo": None, "folder": tmp_path})
-    model = sdxl.model_copy(update={"weight_sets": {"nvidia": (here,)}})
-    files = [tmp_path / here.files(slot)[0] for slot in here.graphs]
-    for file in files:
-        file.parent.mkdir(parents=True)
-        file.touch()
-    told = examined(MACHINES["H200"], [model], load_settings({}))
+    graphs = CATALOG.model("sdxl").graph_sets("nvidia")[0]
+    here = graphs.model_copy(update={"repo": None, "folder": tmp_path / "graphs"})
+    # A miniature's standard weights are on disk, so all that goes with the graphs is there.
+    small = CATALOG.model("tiny-sdxl")
+    sized = small.defaults.model_copy(update={"width": 1024, "height": 1024})
+    model = small.model_copy(update={"weight_sets": {"nvidia": (here,)}, "defaults": sized})
+    settings = load_settings({"JUBAKO_HOME": str(tmp_path)})
+    told = examined(MACHINES["H200"], [model], settings)
+    reason = told["models"][0]["choice"]["rejected"][0]["reason"]
+    assert reason == f"there is no folder {tmp_path / 'graphs'}"
+    (tmp_path / "graphs").mkdir()
+    told = examined(MACHINES["H200"], [model], settings)
     assert told["models"][0]["choice"]["vendor"] == "nvidia"
-    files[-1].unlink()
-    told = examined(MACHINES["H200"], [model], load_settings({}))
-    assert told["models"][0]["choice"]["rejected"][0]["reason"] == f"unet of {tmp_path} not on disk"
 
 
 def test_a_gpu_that_is_well_leaves_nothing_to_mend() -> None:

@@ -1,4 +1,4 @@
-"""Every recipe from its first stage to its card, in two steps a stage; the result can draw nothing yet."""
+"""Every recipe from its first stage to its card, in two small steps a stage; the result draws nothing yet."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jubako.miniatures import recipe
+from jubako.miniatures import autoencoder, denoiser, distillation, recipe, sd3, sdxl, svd, text
 from jubako.miniatures.recipe import Defaults, Recipe
 from jubako.miniatures.training import Budget
 
@@ -20,13 +20,23 @@ def test_recipe_ends_with_a_folder_a_report_and_a_card(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     miniature = import_module(f"jubako.miniatures.{name.replace('-', '_')}")
-    for constant in ("AUTOENCODER_SCENES", "DENOISER_SCENES", "SCENES", "PATHS", "GATE_FRAMES"):
+    few_of_each = {
+        "AUTOENCODER_SCENES": 48,
+        "DENOISER_SCENES": 48,
+        "SCENES": 48,
+        "GATE_FRAMES": 48,
+        "PATHS": 4,
+    }
+    for constant, few in few_of_each.items():
         if hasattr(miniature, constant):
-            monkeypatch.setattr(miniature, constant, 48)
+            monkeypatch.setattr(miniature, constant, few)
     if hasattr(miniature, "EVALUATION_CLIPS"):
         monkeypatch.setattr(miniature, "EVALUATION_CLIPS", 2)
-    few = Defaults(2, miniature.DEFAULTS.guidance, miniature.DEFAULTS.asked)
-    monkeypatch.setattr(miniature, "DEFAULTS", few)
+    for module in (autoencoder, denoiser, distillation, sd3, sdxl, svd):
+        monkeypatch.setattr(module, "BATCH", 4)
+    monkeypatch.setattr(text, "PRETRAINING_BATCH", 4)
+    quick = Defaults(2, miniature.DEFAULTS.guidance, miniature.DEFAULTS.asked)
+    monkeypatch.setattr(miniature, "DEFAULTS", quick)
     monkeypatch.setattr(recipe, "GATE", 0.0)
     monkeypatch.setattr(recipe, "GATE_SCENES", 8)
     monkeypatch.setattr(recipe, "EVALUATION_PROMPTS", 2)

@@ -80,7 +80,7 @@ def examined(
         "problems": problems,
         "signals": signals.model_dump(mode="json"),
         "machine": found.model_dump(mode="json"),
-        "models": [_model(each, used, settings, missing or _missing) for each in models],
+        "models": [_model(each, used, settings, missing or _missing(settings)) for each in models],
     }
 
 
@@ -105,9 +105,12 @@ def _model(model: Model, machine: Machine | None, settings: Settings, missing: M
     return {"name": model.name, "choice": told, "error": error}
 
 
-def _missing(model: Model, graphs: GraphSet) -> str | None:
-    vendor = next(each for each in VENDORS if graphs in model.graph_sets(each))
-    return missing_graphs(load_settings().home, model, vendor, graphs)
+def _missing(settings: Settings) -> Missing:
+    def missing(model: Model, graphs: GraphSet) -> str | None:
+        vendor = next(each for each in VENDORS if graphs in model.graph_sets(each))
+        return missing_graphs(settings.home, model, vendor, graphs)
+
+    return missing
 
 
 def _print(console: Console, report: dict[str, Any]) -> None:
