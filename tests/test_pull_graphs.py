@@ -137,8 +137,9 @@ def test_the_matrix_of_weights_has_every_set_and_every_absence(tmp_path: Path) -
         assert rows[0]["weights"] == "standard"
         for vendor in ("nvidia", "amd"):
             own = [row for row in rows if row["weights"] == vendor]
-            sets = model.graph_sets(vendor)  # type: ignore[arg-type] # one of the two
-            assert [row.get("precision") for row in own] == ([each.precision for each in sets] or [None])
+            sets = model.graph_sets(vendor)
+            precisions: list[str | None] = [each.precision for each in sets]
+            assert [row.get("precision") for row in own] == (precisions or [None])
             assert all("none" in row or row["status"] for row in own)
     shown = jubako("models", "--weights", tmp_path=tmp_path, columns=160).stdout
     assert "stabilityai/stable-diffusion-3.5-large-tensorrt" in shown
@@ -152,7 +153,7 @@ def test_the_shipped_catalog_says_of_every_model_what_vendors_have(tmp_path: Pat
         (model.name, vendor, graphs.precision)
         for model in catalog
         for vendor in ("nvidia", "amd")
-        for graphs in model.graph_sets(vendor)  # type: ignore[arg-type] # as above
+        for graphs in model.graph_sets(vendor)
     }
     assert published >= {
         ("sdxl", "nvidia", "float16"),

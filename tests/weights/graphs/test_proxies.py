@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ def adapted(file: Path, slot: Slot, layout: Vendor) -> Adapter:
 
 def text_encoder(file: Path, names: dict[str, int]) -> Path:
     """An encoder whose every output is the ids times a number of its own; of pooled ones the last id."""
-    nodes, outputs = [helper.make_node("Cast", ["input_ids"], ["ids"], to=FLOAT)], {}
+    nodes, outputs = [helper.make_node("Cast", ["input_ids"], ["ids"], to=FLOAT)], dict[str, Any]()
     weights = [
         helper.make_tensor("last", TensorProto.INT64, [], [2]),
         helper.make_tensor("width", TensorProto.INT64, [1], [2]),
@@ -75,8 +76,8 @@ def test_latents_that_a_graph_has_drawn_are_nobody_s_to_draw_again(tmp_path: Pat
         helper.make_node("AveragePool", ["sample"], ["small"], kernel_shape=[8, 8], strides=[8, 8]),
         helper.make_node("Cast", ["small"], ["latent_sample"], to=HALF),
     ]
-    inputs = {"sample": (FLOAT, ["B", 3, "H", "W"])}
-    outputs = {"latent_sample": (HALF, ["B", 3, "h", "w"])}
+    inputs: dict[str, Any] = {"sample": (FLOAT, ["B", 3, "H", "W"])}
+    outputs: dict[str, Any] = {"latent_sample": (HALF, ["B", 3, "h", "w"])}
     file = save(tmp_path / "model.onnx", nodes, inputs, outputs)
     encoder = adapted(file, "vae_encoder", "amd")
     vae = GraphAutoencoder(None, encoder, None, config=None, device=CPU, graph_bytes=0)
