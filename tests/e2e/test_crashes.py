@@ -69,9 +69,19 @@ def orders(server: Server, count: int) -> list[Order]:
 
 
 def submit(server: Server, order: Order) -> str:
-    reply = server.post("/v1/jobs", {"task": "txt2img", **order.request})
-    assert reply.status_code == 202, reply.text
-    return str(reply.json()["id"])
+    """The id of the order's job. A gateway that is just away is asked again, for the same job by its key."""
+    headers = {"Idempotency-Key": f"{order.seed}-{order.caption.replace(' ', '-')}"}
+    body = {"task": "txt2img", **order.request}
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            reply = httpx.post(f"{server.url}/v1/jobs", json=body, headers=headers, timeout=20)
+        except httpx.TransportError:
+            assert time.monotonic() < deadline, server.tail()
+            time.sleep(0.2)
+        else:
+            assert reply.status_code == 202, reply.text
+            return str(reply.json()["id"])
 
 
 def workers(server: Server, service: str) -> list[psutil.Process]:
