@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
 __all__ = [
-    "PRECISIONS",
     "Absence",
     "GraphSet",
     "Precision",
@@ -30,7 +29,6 @@ WeightsChoice = Literal["auto", "standard", "nvidia", "amd"]
 
 # Of what is computed; ``mixed`` is float16 inside of the graphs and float32 at their edges.
 Precision = Literal["float32", "float16", "bfloat16", "float8", "mixed"]
-PRECISIONS: tuple[str, ...] = ("float32", "float16", "bfloat16", "float8", "mixed")
 
 # The parts of a pipeline that a graph can stand for.
 Slot = Literal[
@@ -121,11 +119,6 @@ class GraphSet(_Value):
         if not {"unet", "transformer"} & set(self.graphs):
             raise ValueError("graphs: a set has at least a denoiser: unet or transformer")
         return self
-
-    @property
-    def denoiser(self) -> Slot:
-        """Which of the graphs denoises."""
-        return "unet" if "unet" in self.graphs else "transformer"
 
     def files(self, slot: Slot) -> tuple[str, ...]:
         """Where a graph may lie, relative to the repository or folder, the likeliest first."""

@@ -46,11 +46,6 @@ class Adapter:
         ports = (*self._inputs.values(), *self._outputs.values())
         return TORCH_DTYPES[next(port.dtype for port in ports if port.rank > 1 and port.dtype in FLOATS)]
 
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """Our names of its outputs."""
-        return tuple(self._outputs)
-
     def takes(self, name: str) -> bool:
         """Whether it has an input of this name."""
         return name in self._inputs

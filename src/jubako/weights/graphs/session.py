@@ -16,7 +16,7 @@ from jubako.errors import UnusableWeights
 from jubako.probe import preload
 from jubako.weights.parts import beginning
 
-__all__ = ["TORCH_DTYPES", "OpenGraph", "OrtGraph", "RunningGraph"]
+__all__ = ["TORCH_DTYPES", "OrtGraph", "RunningGraph"]
 
 logger = logging.getLogger(__name__)
 
@@ -29,8 +29,6 @@ TORCH_DTYPES: Mapping[str, torch.dtype] = {
     "int64": torch.int64,
 }
 CPU = "CPUExecutionProvider"
-# Beside the first provider, and no other: CUDA takes over what TensorRT can't compile.
-BESIDE = {"TensorrtExecutionProvider": {"CUDAExecutionProvider"}}
 
 
 class RunningGraph(Protocol):
@@ -38,14 +36,6 @@ class RunningGraph(Protocol):
 
     def __call__(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The graph's outputs for inputs under the graph's own names, of its types, on its device."""
-        ...
-
-
-class OpenGraph(Protocol):
-    """What opens a graph's file."""
-
-    def __call__(self, file: Path) -> RunningGraph:
-        """The graph in memory; UnusableWeights when it can't be run as was asked for."""
         ...
 
 
