@@ -136,7 +136,7 @@ def test_every_command_and_every_option_is_documented() -> None:
     )
     sections = dict(headed)
     known = dict(commands(typer.main.get_command(program)))
-    assert sections.keys() - {"jubako jobs", "jubako engines"} == known.keys()
+    assert sections.keys() - {"jubako jobs", "jubako engines", "jubako adapters"} == known.keys()
     for name, command in known.items():
         tables = "".join(line for line in sections[name].splitlines() if line.startswith("| `-"))
         options = {option for parameter in command.params for option in parameter.opts if option[0] == "-"}

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from jubako.request import OutputFormat, SkipLayerGuidance, Task
 
-__all__ = ["Clip", "Job", "MicroConditioning", "Refinement", "Solid", "new_id"]
+__all__ = ["Clip", "Job", "LoraUse", "MicroConditioning", "Refinement", "Solid", "new_id"]
 
 
 class MicroConditioning(BaseModel):
@@ -30,6 +30,16 @@ class Refinement(BaseModel):
 
     model: str
     after: float
+
+
+class LoraUse(BaseModel):
+    """An adapter of a job: its weight, and the SHA-256 of the file that its name stood for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    weight: float
+    sha256: str = ""
 
 
 class Clip(BaseModel):
@@ -87,6 +97,7 @@ class Job(BaseModel):
     micro_conditioning: MicroConditioning | None = None
     max_sequence_length: int | None = None
     skip_layer_guidance: SkipLayerGuidance | None = None
+    loras: tuple[LoraUse, ...] = ()
     clip: Clip | None = None
     solid: Solid | None = None
     source: Job | None = None
@@ -101,6 +112,7 @@ class Job(BaseModel):
     def described(self) -> dict[str, Any]:
         """What is set, as JSON; pictures by the SHA-256 of their files."""
         left_out = {"image", "mask", "warnings", "source"}
+        left_out |= set() if self.loras else {"loras"}
         fields = self.model_dump(mode="json", exclude=left_out, exclude_none=True)
         if self.source is not None:
             fields["source"] = self.source.described()

@@ -10,9 +10,12 @@ from typing import Any, cast
 
 import torch
 
+from jubako.adapters.bank import AdapterBank
+from jubako.adapters.store import AdapterStore
 from jubako.catalog import Family, Model
 from jubako.errors import GenerationFailed, JubakoError
 from jubako.families.acceleration import Acceleration, accelerate
+from jubako.families.latent import LatentModel
 from jubako.families.loaded import LoadedModel
 from jubako.families.row_buckets import fast_predict
 from jubako.families.warm_up import example_job, warm_up
@@ -146,6 +149,10 @@ class FamilyLoader:
     def _ready(self, model: LoadedModel, entry: Model, choice: Choice) -> LoadedModel:
         """The model behind what is on of row buckets and CUDA graphs, its first forwards done."""
         acceleration = self._accelerated(choice)
+        if isinstance(model, LatentModel):
+            model.bank = AdapterBank(
+                model.pipeline, entry.name, AdapterStore(self._settings.home), self._settings.adapter_bytes
+            )
         if acceleration.row_buckets or acceleration.cuda_graphs:
             model.predict = fast_predict(model.predict, acceleration, entry.max_rows)  # type: ignore[method-assign] # of this one
         if acceleration.warm_up:

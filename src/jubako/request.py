@@ -29,9 +29,11 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from jubako.errors import nearest
 
 __all__ = [
+    "ADAPTER_NAME",
     "MAX_FILE_BYTES",
     "ImageToImage",
     "Inpaint",
+    "Lora",
     "OutputFormat",
     "PictureBytes",
     "PictureFormat",
@@ -46,6 +48,9 @@ Task = Literal["txt2img", "img2img", "inpaint", "img2vid", "txt2vid", "img2mesh"
 PictureFormat = Literal["png", "jpeg", "webp"]
 OutputFormat = Literal["png", "jpeg", "webp", "gif", "mp4", "zip", "glb", "obj"]
 ResizeMode = Literal["cover", "fit", "exact"]
+
+# No path can be spelled in it.
+ADAPTER_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 MAX_FILE_BYTES = 50 * 2**20
 
@@ -165,6 +170,13 @@ class SkipLayerGuidance(Request):
     stop: float = Field(default=0.2, ge=0, le=1)
 
 
+class Lora(Request):
+    """An adapter of ``jubako adapters`` and how strongly it works."""
+
+    name: str = Field(pattern=ADAPTER_NAME)
+    weight: float = Field(default=1.0, ge=-4, le=4, allow_inf_nan=False)
+
+
 def _share(value: object, handler: ValidatorFunctionWrapHandler) -> object:
     try:
         return handler(value)
@@ -230,6 +242,12 @@ class TextToImage(Request):
     )
     skip_layer_guidance: Annotated[bool | SkipLayerGuidance | None, WrapValidator(_values)] = Field(
         default=None, description="SD3.5 Medium: true, or {layers, scale, start, stop}"
+    )
+    loras: tuple[Lora, ...] = Field(
+        default=(),
+        max_length=8,
+        description="Adapters, as {name, weight}; `<lora:name:0.8>` in the prompt does the same",
+        validation_alias=AliasChoices("loras", "lora"),
     )
     output_format: Annotated[PictureFormat, BeforeValidator(_jpg)] = Field(
         default="png", description="The picture's file format"

@@ -1,7 +1,7 @@
 """The common runner: one per family process. Leases models, feeds the step batcher, returns results.
 
-Four kinds of threads: the residency's ``loader``, ``prepare`` (one: tokenizers and schedulers are not
-shared), the batcher's ``denoiser``, and ``encode`` (picture files). The event loop only waits.
+Five kinds of threads: the residency's ``loader``, ``adapters`` (reads them), ``prepare`` (one: tokenizers and
+schedulers are not shared), the batcher's ``denoiser``, and ``encode`` (picture files). The event loop waits.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from jubako.engine.batcher import StepBatcher, Ticket
 from jubako.engine.samples import Sample
 from jubako.errors import Cancelled, GenerationFailed, JubakoError, TimedOut
 from jubako.families.acceleration import Acceleration, acceleration_for, in_effect
+from jubako.families.latent import LatentModel
 from jubako.families.loaded import Finished, LoadedModel
 from jubako.hardware import machine, require_device
 from jubako.job import Job
@@ -65,6 +66,7 @@ class Runner:
         )
         self._running: dict[str, Callable[[], object]] = {}
         self._prepare = ThreadPoolExecutor(1, "prepare")
+        self._adapters = ThreadPoolExecutor(1, "adapters")
         self._encode = ThreadPoolExecutor(2, "encode")
         self._preloads: list[Future[None]] = []
 
@@ -139,6 +141,7 @@ class Runner:
     def close(self) -> None:
         """Let running jobs finish, refuse those that wait for a model, then end the threads."""
         self.residency.close()
+        self._adapters.shutdown()
         self._prepare.shutdown()
         self.batcher.close()
         self._encode.shutdown()
@@ -191,6 +194,9 @@ class Runner:
         self._running[job.id] = partial(_stop, ticket, lease)
         arrived = perf_counter()
         async with lease as models:
+            if job.loras and isinstance(models[0], LatentModel):
+                # Read on a thread of their own: others are prepared and denoised meanwhile.
+                await lease.during(self._adapters.submit(models[0].take, job))
             preparing = self._prepare.submit(_prepared, models, job, ticket)
             sample, began = await lease.during(preparing)
             prepared = perf_counter()

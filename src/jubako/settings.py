@@ -103,6 +103,10 @@ class Settings(BaseModel):
         description="What ONNX Runtime runs graphs on; `auto`: TensorRT or MIGraphX on the GPU that is here, "
         "never the CPU",
     )
+    adapter_bytes: Annotated[PositiveInt, BeforeValidator(_bytes)] = Field(
+        default=2 * 10**9,
+        description="Memory for the adapters of each model, as `2GB`; past it the least recently used go",
+    )
     engine_bytes: Annotated[PositiveInt, BeforeValidator(_bytes)] = Field(
         default=100 * 10**9,
         description="Size of all engines that were built for this machine, as `100GB`; past it the least "

@@ -12,6 +12,7 @@ import typer
 
 from jubako import __version__
 from jubako.catalog import CatalogError
+from jubako.cli.adapters import adapters
 from jubako.cli.comparison import compare
 from jubako.cli.doctor import doctor
 from jubako.cli.engines import engines
@@ -42,6 +43,7 @@ app.command()(doctor)
 app.command()(export)
 app.add_typer(jobs, name="jobs")
 app.add_typer(engines, name="engines")
+app.add_typer(adapters, name="adapters")
 
 
 def main() -> None:

@@ -9,8 +9,9 @@ The arithmetic is that of the stock pipelines' loops, one step of it at a time.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -71,8 +72,10 @@ class Sample:
     ``conditioning`` holds one row, or two with the negative one first. ``channels`` [1 or rows, …, k, h, w]
     are given to the denoiser beside the latents. ``guidance`` [1, …] has a scale for each frame, of which
     ``guidance_scale`` is the largest. ``decode`` stands for the denoiser's where a sample is decoded in a way
-    of its own, and then alone. ``successor`` goes on from this one's latents with another denoiser;
-    ``earlier`` counts the forwards of those before it.
+    of its own, and then alone. ``adapters`` are what its rows have beside the base, in the model's words, and
+    ``adapted`` gives a forward those of each of its rows: samples of one bucket may have others or none.
+    ``successor`` goes on from this one's latents with another denoiser; ``earlier`` counts the forwards of
+    those before it.
     """
 
     denoiser: Denoiser
@@ -85,6 +88,8 @@ class Sample:
     guidance: torch.Tensor | None = None
     decode: Callable[[torch.Tensor], torch.Tensor] | None = None
     skip_layer_guidance: SkipLayerGuidance | None = None
+    adapters: tuple[Any, ...] = ()
+    adapted: Callable[[Sequence[Any]], AbstractContextManager[None]] | None = None
     successor: Sample | None = None
     earlier: int = 0
 
@@ -190,10 +195,13 @@ def _forward(
     timesteps = [
         sample.schedule.timestep for sample, count in zip(samples, counts, strict=True) for _ in range(count)
     ]
-    predictions = samples[0].denoiser.predict(
-        together,
-        _placed(torch.stack(timesteps), together.device),
-        {name: torch.cat([rows[name] for rows in conditioning]) for name in conditioning[0]},
-        skip_layers,
-    )
+    adapted = next((sample.adapted for sample in samples if sample.adapted), None)
+    adapters = [sample.adapters for sample, count in zip(samples, counts, strict=True) for _ in range(count)]
+    with adapted(adapters) if adapted else nullcontext():
+        predictions = samples[0].denoiser.predict(
+            together,
+            _placed(torch.stack(timesteps), together.device),
+            {name: torch.cat([rows[name] for rows in conditioning]) for name in conditioning[0]},
+            skip_layers,
+        )
     return list(predictions.split(counts))

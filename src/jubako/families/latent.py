@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -19,6 +20,8 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch.nn import functional
 
+from jubako.adapters.bank import AdapterBank
+from jubako.adapters.deltas import AdapterSet
 from jubako.catalog import Model
 from jubako.engine.samples import Kept, Sample
 from jubako.engine.schedule import Schedule, make_scheduler
@@ -46,10 +49,11 @@ class LatentModel(ABC):
     def __init__(self, pipeline: Any, model: Model) -> None:
         self.pipeline = pipeline
         self.model = model
+        self.bank: AdapterBank | None = None
         self.max_rows = model.max_rows
         self.device: torch.device = pipeline.device
         self.denoiser: Any = pipeline.components.get("unet") or pipeline.components["transformer"]
-        self.encode = lru_cache(PROMPTS_KEPT)(self._encode)
+        self._kept = lru_cache(PROMPTS_KEPT)(self._encode)
         self._mask_processor = VaeImageProcessor(
             vae_scale_factor=pipeline.vae_scale_factor,
             do_normalize=False,
@@ -59,7 +63,38 @@ class LatentModel(ABC):
 
     @abstractmethod
     def _encode(self, text: str, *options: Any) -> Any:
-        """What the text encoders make of one prompt; ``encode`` keeps the last ones."""
+        """What the text encoders make of one prompt."""
+
+    def encode(self, text: str, *options: Any, adapters: AdapterSet = ()) -> Any:
+        """What they make of it; of prompts without adapters the last ones are kept."""
+        if self.bank is None or not adapters:
+            return self._kept(text, *options)
+        with ExitStack() as stack:
+            for name in ("text_encoder", "text_encoder_2"):
+                stack.enter_context(self.bank.rows(name, [adapters]))
+            return self._encode(text, *options)
+
+    def forget_prompts(self) -> None:
+        """Drop the prompts that are kept, for whoever changes a text encoder of its own."""
+        self._kept.cache_clear()
+
+    def take(self, job: Job) -> AdapterSet:
+        """The job's adapters in memory, read if they are not; InvalidRequest when one does not fit."""
+        if not job.loras:
+            return ()
+        if self.bank is None:
+            raise InvalidRequest(f"loras: {job.model} takes no adapters here", param="loras")
+        return self.bank.take(job.loras)
+
+    def adapted(self, rows: Sequence[AdapterSet]) -> AbstractContextManager[None]:
+        """The adapters of each row of the denoiser's forwards within."""
+        assert self.bank is not None  # noqa: S101 # without one no sample has adapters
+        return self.bank.rows(self.denoiser_name, rows)
+
+    @property
+    def denoiser_name(self) -> str:
+        """What the pipeline calls its denoiser."""
+        return "unet" if self.pipeline.components.get("unet") is not None else "transformer"
 
     @abstractmethod
     def conditioning(self, job: Job) -> dict[str, torch.Tensor]:
@@ -98,13 +133,19 @@ class LatentModel(ABC):
             conditioning=conditioning,
             guidance_scale=job.guidance_scale,
             skip_layer_guidance=job.skip_layer_guidance,
+            adapters=(adapters := self.take(job)),
+            adapted=self.adapted if adapters else None,
             **start.of_task(),
         )
         return checked(sample, self.denoiser, job)
 
     @torch.inference_mode()
     def prepare_refinement(self, job: Job) -> Sample:
-        """The last part of a job whose latents another model has begun; they come with the handing over."""
+        """The last part of a job whose latents another model has begun; they come with the handing over.
+
+        The job's adapters are the other model's.
+        """
+        job = job.model_copy(update={"loras": ()})
         generator = torch.Generator("cpu").manual_seed(job.seed)
         schedule = self.schedule(job, generator)
         assert job.refinement is not None  # noqa: S101 # the runner asks for jobs with one only

@@ -30,7 +30,9 @@ class StableDiffusion(LatentModel):
     def conditioning(self, job: Job) -> dict[str, torch.Tensor]:
         """The prompts' states, [rows, 77, width]."""
         texts = [job.negative_prompt, job.prompt] if guided(job) else [job.prompt]
-        return {"encoder_hidden_states": torch.cat([self.encode(text) for text in texts])}
+        adapters = self.take(job)
+        rows = [self.encode(text, adapters=adapters) for text in texts]
+        return {"encoder_hidden_states": torch.cat(rows)}
 
     def predict(
         self,

@@ -47,7 +47,8 @@ class StableDiffusion3(LatentModel):
         """The prompts' states and their pooled ones: [rows, tokens, width], [rows, width]."""
         texts = [job.negative_prompt, job.prompt] if guided(job) else [job.prompt]
         length = job.max_sequence_length or MAX_SEQUENCE_LENGTH
-        rows = [self.encode(text, length) for text in texts]
+        adapters = self.take(job)
+        rows = [self.encode(text, length, adapters=adapters) for text in texts]
         embeds, pooled = (torch.cat(tensors) for tensors in zip(*rows, strict=True))
         return {"encoder_hidden_states": embeds, "pooled_projections": pooled}
 

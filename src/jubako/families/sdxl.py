@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from jubako.adapters.deltas import AdapterSet
 from jubako.catalog import Model
 from jubako.families.latent import LatentModel, guided
 from jubako.job import Job, MicroConditioning
@@ -39,10 +40,11 @@ class StableDiffusionXL(LatentModel):
 
     def conditioning(self, job: Job) -> dict[str, torch.Tensor]:
         """Prompts' states, pooled ones and sizes: [rows, 77, width], [rows, width], [rows, 5|6]."""
-        rows = [self.encode(job.prompt)]
+        adapters = self.take(job)
+        rows = [self.encode(job.prompt, adapters=adapters)]
         sizes = [self._time_ids(job.micro_conditioning, job, AESTHETIC_SCORE)]
         if guided(job):
-            rows.insert(0, self._negative(job.negative_prompt, rows[0]))
+            rows.insert(0, self._negative(job.negative_prompt, rows[0], adapters))
             sizes.insert(0, self._negative_time_ids(job))
         embeds, pooled = (torch.cat(tensors) for tensors in zip(*rows, strict=True))
         time_ids = torch.tensor(sizes, dtype=embeds.dtype, device=self.device)
@@ -67,11 +69,11 @@ class StableDiffusionXL(LatentModel):
         return prediction
 
     def _negative(
-        self, text: str, positive: tuple[torch.Tensor, torch.Tensor]
+        self, text: str, positive: tuple[torch.Tensor, torch.Tensor], adapters: AdapterSet
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if not text and self.pipeline.config.force_zeros_for_empty_prompt:
             return torch.zeros_like(positive[0]), torch.zeros_like(positive[1])
-        encoded: tuple[torch.Tensor, torch.Tensor] = self.encode(text)
+        encoded: tuple[torch.Tensor, torch.Tensor] = self.encode(text, adapters=adapters)
         return encoded
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from jubako.adapters.store import AdapterStore
 from jubako.catalog import Catalog
 from jubako.errors import FamilyUnavailable
 from jubako.images import ImagesRequest, plan_images
@@ -20,6 +21,7 @@ class Admission:
     def __init__(self, catalog: Catalog, settings: Settings, served: frozenset[str]) -> None:
         self._catalog = catalog
         self._default_model = settings.default_model
+        self._adapters = AdapterStore(settings.home)
         self._served = served
 
     async def job(self, request: AnyRequest) -> Job:
@@ -27,13 +29,13 @@ class Admission:
         # Decoding and scaling a picture would hold up everyone else on the event loop.
         job = await asyncio.to_thread(plan, request, self._catalog, self._default_model)
         self.require_served(job)
-        return job
+        return await asyncio.to_thread(self._adapters.resolved, job)
 
     async def pictures(self, request: ImagesRequest) -> list[Job]:
         """The jobs of one of OpenAI's requests for pictures."""
         jobs = await asyncio.to_thread(plan_images, request, self._catalog, self._default_model)
         self.require_served(jobs[0])
-        return jobs
+        return await asyncio.to_thread(lambda: [self._adapters.resolved(job) for job in jobs])
 
     def require_served(self, job: Job) -> None:
         """Refuse a job of a family that this gateway does not reach."""

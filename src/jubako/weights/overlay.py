@@ -17,7 +17,7 @@ from jubako.errors import UnusableWeights
 from jubako.weights.checkpoint import digest, tensors
 from jubako.weights.parts import Part, beginning, bytes_in, identity, placed
 
-__all__ = ["FusedPart", "WholeDenoiser", "touched_by_lora"]
+__all__ = ["FusedPart", "WholeDenoiser", "injected", "touched_by_lora"]
 
 # How the files of the trainers name a component: kohya's prefixes, then those of diffusers and peft.
 _PREFIXES = {
@@ -116,7 +116,18 @@ def touched_by_lora(file: Path, denoiser: str) -> tuple[str, ...]:
     return (denoiser, *named)
 
 
-def _inject(pipeline: type[Any], name: str, module: Any, file: Path) -> None:
+def injected(pipeline: type[Any], name: str, module: Any, file: Path) -> dict[str, Any]:
+    """The layers that a LoRA has for a module, by their names in it, as peft makes them of any file.
+
+    The module may be without weights. Whatever the libraries raise says what does not fit.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    _inject(pipeline, name, module, file, low_cpu_mem_usage=True)
+    return {path: layer for path, layer in module.named_modules() if isinstance(layer, BaseTunerLayer)}
+
+
+def _inject(pipeline: type[Any], name: str, module: Any, file: Path, **kwargs: Any) -> None:
     """Put the LoRA's layers beside the module's own."""
     options = {"unet_config": module.config} if name == "unet" else {}
     state, *alphas, metadata = pipeline.lora_state_dict(
@@ -125,14 +136,22 @@ def _inject(pipeline: type[Any], name: str, module: Any, file: Path) -> None:
     if not all("lora" in key for key in state):
         raise ValueError("some of its tensors are not those of a LoRA")
     if name == "transformer":
-        pipeline.load_lora_into_transformer(state, module, adapter_name=_ADAPTER, metadata=metadata)
+        pipeline.load_lora_into_transformer(state, module, adapter_name=_ADAPTER, metadata=metadata, **kwargs)
         return
     network_alphas = alphas[0] if alphas else None
     if name == "unet":
-        pipeline.load_lora_into_unet(state, network_alphas, module, adapter_name=_ADAPTER, metadata=metadata)
+        pipeline.load_lora_into_unet(
+            state, network_alphas, module, adapter_name=_ADAPTER, metadata=metadata, **kwargs
+        )
     else:
         pipeline.load_lora_into_text_encoder(
-            state, network_alphas, text_encoder=module, prefix=name, adapter_name=_ADAPTER, metadata=metadata
+            state,
+            network_alphas,
+            text_encoder=module,
+            prefix=name,
+            adapter_name=_ADAPTER,
+            metadata=metadata,
+            **kwargs,
         )
 
 

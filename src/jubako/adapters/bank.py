@@ -1,0 +1,87 @@
+"""The adapters that a model has in memory: read when a job asks, the least recently used forgotten."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+
+from jubako.adapters.deltas import AdapterSet
+from jubako.adapters.lora import Lora, read_lora
+from jubako.adapters.mixing import Mixer
+from jubako.adapters.store import AdapterStore
+from jubako.errors import InvalidRequest
+from jubako.job import LoraUse
+from jubako.weights.graphs.proxies import GraphModule
+
+__all__ = ["AdapterBank"]
+
+_COMPONENTS = ("unet", "transformer", "text_encoder", "text_encoder_2")
+
+
+class AdapterBank:
+    """One model's adapters. ``take`` may be called from any thread; a set that was taken stays whole.
+
+    ``budget`` are bytes; what a running job has may go past it, since it is freed with the job only.
+    """
+
+    def __init__(self, pipeline: Any, model: str, store: AdapterStore, budget: int) -> None:
+        self._pipeline, self._model = pipeline, model
+        self._store, self._budget = store, budget
+        self._resident: OrderedDict[str, Lora] = OrderedDict()
+        self._lock = threading.Lock()
+        self._mixers = {
+            name: Mixer(module, name)
+            for name in _COMPONENTS
+            if isinstance(module := pipeline.components.get(name), torch.nn.Module)
+            and not isinstance(module, GraphModule)
+        }
+
+    @property
+    def bytes(self) -> int:
+        """Memory of those that are resident."""
+        with self._lock:
+            return sum(lora.bytes for lora in self._resident.values())
+
+    def take(self, uses: Sequence[LoraUse]) -> AdapterSet:
+        """The adapters of a job in memory; InvalidRequest when one can't be had or does not fit."""
+        if not uses:
+            return ()
+        if not {"unet", "transformer"} & self._mixers.keys():
+            raise InvalidRequest(
+                f"loras: {self._model} is served from graphs, which take no adapters; serve it with "
+                "standard weights",
+                param="loras",
+            )
+        return tuple((self._one(use), use.weight) for use in uses)
+
+    def rows(self, component: str, sets: Sequence[AdapterSet]) -> AbstractContextManager[None]:
+        """The adapters of the rows of the component's forwards within."""
+        mixer = self._mixers.get(component)
+        return mixer.rows(sets) if mixer else nullcontext()
+
+    def _one(self, use: LoraUse) -> Lora:
+        """An adapter in memory. A job that was planned without a store takes what its name stands for now."""
+        with self._lock:
+            sha256 = use.sha256 or self._store.find(use.name).sha256
+            if found := self._resident.get(sha256):
+                self._resident.move_to_end(sha256)
+                return found
+            adapter = self._store.find(use.name)
+            if adapter.sha256 != sha256:
+                raise InvalidRequest(f"loras: {use.name} was replaced meanwhile; ask again", param="loras")
+            lora = read_lora(use.name, adapter.file, self._pipeline, self._model)
+            self._resident[sha256] = lora
+            self._make_room()
+            return lora
+
+    def _make_room(self) -> None:
+        """Forget the least recently used, but never the one that was just read."""
+        while len(self._resident) > 1 and sum(each.bytes for each in self._resident.values()) > self._budget:
+            _, oldest = self._resident.popitem(last=False)
+            for mixer in self._mixers.values():
+                mixer.forget(oldest)

@@ -1,0 +1,44 @@
+"""LoRA files in the formats of the trainers, for small random pipelines."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+from safetensors.torch import save_file
+
+__all__ = ["ATTENTION", "CONVOLUTIONS", "lora_file", "tensors_of"]
+
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+CONVOLUTIONS = ("conv1", "conv2", "proj_in", "conv_shortcut")
+
+
+def tensors_of(
+    module: Any, seed: int, *, rank: int = 4, targets: Sequence[str] = ATTENTION, strength: float = 0.05
+) -> Mapping[str, torch.Tensor]:
+    """A random LoRA for a module, in peft's names, with matrices that are all in play."""
+    module = copy.deepcopy(module)
+    module.add_adapter(
+        LoraConfig(r=rank, lora_alpha=rank, target_modules=list(targets), init_lora_weights="gaussian"),
+        "made",
+    )
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.randn(tensor.shape, generator=generator) * strength
+        for name, tensor in get_peft_model_state_dict(module, adapter_name="made").items()
+    }
+
+
+def lora_file(file: Path, **components: Mapping[str, torch.Tensor]) -> Path:
+    """A file as diffusers and peft write it; the prefix of each component is its name."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file(
+        {f"{name}.{key}": tensor for name, tensors in components.items() for key, tensor in tensors.items()},
+        file,
+    )
+    return file
