@@ -14,11 +14,11 @@ COMMAND = (sys.executable, "-c", "from jubako.cli import main; main()")
 
 
 def jubako(
-    *arguments: str, tmp_path: Path, columns: int = 100, **environ: str
+    *arguments: str, tmp_path: Path, columns: int = 100, timeout: int = 60, **environ: str
 ) -> subprocess.CompletedProcess[str]:
     """Run a command to its end; ``tmp_path`` takes its records."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("JUBAKO_")}
     environment = {**kept, "JUBAKO_HOME": str(tmp_path), "COLUMNS": str(columns), **environ}
     return subprocess.run(
-        [*COMMAND, *arguments], env=environment, capture_output=True, text=True, check=False, timeout=60
+        [*COMMAND, *arguments], env=environment, capture_output=True, text=True, check=False, timeout=timeout
     )

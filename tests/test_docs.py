@@ -18,6 +18,7 @@ import typer.main
 import yaml
 from fastapi.routing import APIRoute
 from PIL import Image
+from plus import FIVE, draw
 from pydantic import AliasChoices
 from server import ROOT, Server, free_port
 
@@ -42,12 +43,15 @@ from jubako.errors import JubakoError
 from jubako.images import ImagesEdit, ImagesGenerate, ImagesVariation
 from jubako.job import Clip, Solid
 from jubako.mesh import ImageToMesh, TextToMesh
+from jubako.pictures import png
 from jubako.request import Inpaint, Request
 from jubako.services.comparing import add_comparison
+from jubako.services.fine_tuning import add_fine_tuning
 from jubako.services.jobs import add_jobs
 from jubako.services.openai import openai_app
 from jubako.services.videos import VideoCreate, add_videos
 from jubako.settings import Settings, load_settings
+from jubako.training.request import FineTuning
 from jubako.weight_sets import Absence, GraphSet, Profile, Requirement
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -93,8 +97,9 @@ def test_every_setting_is_in_its_table_with_its_default(monkeypatch: pytest.Monk
         (("Clips",), (ImageToVideo, TextToVideo)),
         (("Objects",), (ImageToMesh, TextToMesh)),
         (("Clips", "`POST /v1/videos`"), (VideoCreate,)),
+        (("`POST /v1/fine_tuning/jobs`",), (FineTuning,)),
     ],
-    ids=["pictures", "clips", "objects", "videos"],
+    ids=["pictures", "clips", "objects", "videos", "fine-tuning"],
 )
 def test_every_field_of_a_request_is_documented_with_its_other_names(
     headings: tuple[str, ...], kinds: tuple[type[Request], ...]
@@ -112,7 +117,7 @@ def test_every_field_of_a_request_is_documented_with_its_other_names(
 
 def test_every_route_is_documented() -> None:
     app = openai_app()
-    for add in (add_comparison, add_jobs, add_videos):
+    for add in (add_comparison, add_jobs, add_videos, add_fine_tuning):
         add(app)
     text = named(doc("docs/api.md"))
     for route in app.routes:
@@ -239,19 +244,24 @@ def test_the_readme_s_shell_commands_do_what_it_says(served: str, tmp_path: Path
         for command in block.replace("\\\n", " ").strip().splitlines()
         if not command.startswith(("git clone", "scripts/serve", ".venv/bin/bentoml build"))
     ]
-    assert len(commands) == 7
+    assert len(commands) == 8
+    (tmp_path / "pictures").mkdir()
+    for number, drawn in enumerate(FIVE):
+        (tmp_path / "pictures" / f"{number}.png").write_bytes(png(draw(drawn)))
     job = ""
     for command in commands:
         words = [word.replace("http://127.0.0.1:3000", served) for word in shlex.split(command)]
         words = [job if word == "JOB" else word for word in words]
         if words[0] == ".venv/bin/jubako" and words[1] != "models":
             words += ["--url", served]
+        if words[1] == "train":
+            words += ["--steps", "5"]  # whether it learns is another test's business
         words[0] = str(ROOT / words[0]) if words[0].startswith(".venv") else words[0]
         done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
         if "/v1/jobs" in command:
             job = json.loads(done.stdout)["id"]
-    names = ["circle.png", "clip.mp4", "job.mp4", "sheet.png", "star.png"]
+    names = ["circle.png", "clip.mp4", "job.mp4", "pictures", "sheet.png", "star.png"]
     assert sorted(file.name for file in tmp_path.iterdir()) == names
     for name in ("circle.png", "star.png"):
         with Image.open(tmp_path / name) as image:

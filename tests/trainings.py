@@ -17,7 +17,7 @@ from server import ROOT
 from jubako.catalog import load_catalog
 from jubako.pictures import png
 from jubako.training.folder import Event, TrainingFolder
-from jubako.training.pictures import keep
+from jubako.training.pictures import accept, keep
 from jubako.training.plan import plan_training
 from jubako.training.request import TrainingRequest
 
@@ -29,20 +29,20 @@ def folder_for(path: Path, pictures: Sequence[Image.Image] | None = None, **fiel
     pictures = [draw(each) for each in FIVE] if pictures is None else pictures
     asked = {"model": "tiny-sd", "trigger": "zog", "class_noun": "shape", "seed": 1} | fields
     plan = plan_training(TrainingRequest.model_validate(asked), CATALOG, len(pictures))
-    path.mkdir(parents=True)
-    kept = keep([png(picture) for picture in pictures], path / "images", plan.resolution)
+    accepted, _ = accept([png(picture) for picture in pictures], plan.resolution)
+    keep(accepted, path / "images")
     folder = TrainingFolder(path)
-    folder.write_plan(plan, kept.sha256)
+    folder.write_plan(plan, tuple(each.sha256 for each in accepted))
     return folder
 
 
-def started(folder: TrainingFolder, threads: int = 1) -> subprocess.Popen[bytes]:
-    """The trainer at work in a folder."""
+def started(folder: TrainingFolder, threads: int = 1, parent: int | None = None) -> subprocess.Popen[bytes]:
+    """The trainer at work in a folder, to end with its parent if it is told of one."""
     environment = os.environ | {"JUBAKO_DEVICE": "cpu", "OMP_NUM_THREADS": str(threads)}
     environment["JUBAKO_HOME"] = str(folder.path.parent)
-    return subprocess.Popen(
-        [sys.executable, "-m", "jubako.training", str(folder.path)], cwd=ROOT, env=environment
-    )
+    command = [sys.executable, "-m", "jubako.training", str(folder.path)]
+    command += ["--parent", str(parent)] if parent else []
+    return subprocess.Popen(command, cwd=ROOT, env=environment)
 
 
 def finished(folder: TrainingFolder, threads: int = 1, timeout: float = 280) -> int:

@@ -29,6 +29,8 @@ MEDIA_TYPES = {
     "zip": "application/zip",
     "glb": "model/gltf-binary",
     "obj": "model/obj",
+    "safetensors": "application/octet-stream",
+    "json": "application/json",
 }
 USER_COMMENT = 0x9286
 EXIF_IFD = 0x8769

@@ -243,10 +243,11 @@ class TextToImage(Request):
     skip_layer_guidance: Annotated[bool | SkipLayerGuidance | None, WrapValidator(_values)] = Field(
         default=None, description="SD3.5 Medium: true, or {layers, scale, start, stop}"
     )
-    loras: tuple[Lora, ...] = Field(
-        default=(),
+    loras: tuple[Lora, ...] | None = Field(
+        default=None,
         max_length=8,
-        description="Adapters, as {name, weight}; `<lora:name:0.8>` in the prompt does the same",
+        description="Adapters, as {name, weight}; `<lora:name:0.8>` in the prompt does the same; unset: "
+        "those that were trained here and whose trigger is in the prompt",
         validation_alias=AliasChoices("loras", "lora"),
     )
     output_format: Annotated[PictureFormat, BeforeValidator(_jpg)] = Field(

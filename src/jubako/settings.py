@@ -139,6 +139,12 @@ class Settings(BaseModel):
         pattern=r"^[\w.-]+$",
         description="The gateway's own name among several, the same after a restart; unset: the host's name",
     )
+    training: bool = Field(
+        default=True, description="Whether this gateway's machine trains; off where another one is to do it"
+    )
+    training_processes: PositiveInt = Field(
+        default=1, description="Processes of one training, as many as GPUs that it is to have"
+    )
     job_timeout: float = Field(
         default=3600.0, gt=0, description="Seconds after which a job that is run without a result has failed"
     )

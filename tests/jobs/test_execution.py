@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from jubako.errors import FamilyUnavailable, GenerationFailed, JubakoError
 from jubako.job import Job
 from jubako.jobs.execution import Execution
 from jubako.jobs.ledger import Ledger
-from jubako.jobs.record import Record, Work
+from jubako.jobs.record import TRAINING, Record, Training, Work
 from jubako.jobs.store import FileStore
 from jubako.jobs.tables import open_database
 from jubako.pictures import png
@@ -52,14 +52,43 @@ class Family:
         self.cancelled.append(job.id)
 
 
+class Trainer:
+    """Makes an adapter of nothing, when it is let."""
+
+    def __init__(self) -> None:
+        self.gate = asyncio.Event()
+        self.removed: list[str] = []
+
+    async def run(
+        self, job_id: str, training: Training, told: Callable[[str, Mapping[str, Any]], None]
+    ) -> Result:
+        told("progress", {"step": 5, "loss": 0.5, "phase": "training"})
+        told("checkpoint", {"step": 5, "loss": 0.5})
+        await self.gate.wait()
+        return Result(job_id=job_id, seed=1, content_type="application/octet-stream", content=b"adapter")
+
+    def remove(self, job_id: str) -> None:
+        self.removed.append(job_id)
+
+    def sweep(self, unfinished: Iterable[str]) -> None:
+        raise AssertionError("the execution sweeps nothing")
+
+
 class Setting:
-    """A ledger, a store, a family and the execution between them."""
+    """A ledger, a store, a family, a trainer and the execution between them."""
 
     def __init__(self, folder: Path, timeout: float = 30) -> None:
         self.database: sa.Engine = open_database(f"sqlite:///{folder / 'jobs.sqlite'}")
         self.ledger, self.store, self.family = Ledger(self.database), FileStore(folder), Family()
+        self.trainer = Trainer()
         self.execution = Execution(
-            self.ledger, self.store, self.family, timeout=timeout, call=asyncio.to_thread, ring=lambda _: None
+            self.ledger,
+            self.store,
+            self.family,
+            self.trainer,
+            timeout=timeout,
+            call=asyncio.to_thread,
+            ring=lambda _: None,
         )
 
     async def begun(self, record: Record) -> Record:
@@ -223,5 +252,48 @@ def test_progress_counts_all_stages(run: Callable[..., None], record: Made) -> N
         s.family.gate.set()
         await task
         flushing.cancel()
+
+    run(check)
+
+
+def training(record: Made) -> Record:
+    work = Work(training=Training(name="zog", plan={"model": "tiny-sd", "steps": 10, "seed": 1}))
+    return record(task=TRAINING, family=TRAINING, work=work)
+
+
+def test_a_training_tells_of_its_steps_and_gives_its_adapter(run: Callable[..., None], record: Made) -> None:
+    async def check(s: Setting) -> None:
+        one = await s.begun(training(record))
+        flushing = asyncio.ensure_future(s.execution.flush_for_ever())
+        task = s.stage(one)
+        await until(lambda: any(event.kind == "checkpoint" for event in s.ledger.events(one.id, 0)))
+        progress = next(event for event in s.ledger.events(one.id, 0) if event.kind == "progress")
+        assert (progress.data["step"], progress.data["steps"], progress.data["loss"]) == (5, 10, 0.5)
+        assert progress.data["progress"] == pytest.approx(0.495)
+        s.trainer.gate.set()
+        outcome = await task
+        assert s.store.get(outcome["files"][0]["digest"]) == b"adapter"
+        assert not s.trainer.removed, "it is needed until its end is recorded"
+        await s.execution.end(one.id, outcome)
+        assert s.trainer.removed == [one.id]
+        flushing.cancel()
+
+    run(check)
+
+
+def test_a_cancelled_training_is_removed_and_one_that_others_took_over_is_not(
+    run: Callable[..., None], record: Made
+) -> None:
+    async def check(s: Setting) -> None:
+        one, other = await s.begun(training(record)), await s.begun(training(record))
+        task, abandoned = s.stage(one), s.stage(other)
+        await until(lambda: set(s.execution.running) == {one.id, other.id})
+        await asyncio.sleep(0.05)
+        assert s.execution.stop(one.id)
+        assert (await task)["error"]["error"]["code"] == "cancelled"
+        s.execution.abandon()
+        await asyncio.sleep(0.05)
+        assert s.trainer.removed == [one.id]
+        abandoned.cancel()
 
     run(check)

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +75,8 @@ def test_the_card_says_where_the_adapter_is_from(whole: TrainingFolder) -> None:
     plan, sha256 = whole.read_plan()
     assert card["pictures"] == {"count": 5, "sha256": list(sha256)}
     assert card["settings"] == plan.model_dump(mode="json")
-    assert card["base"]["model"] == "tiny-sd"
-    assert len(card["base"]["denoiser_sha256"]) == 64
+    assert card["base"] == "tiny-sd"
+    assert len(card["weights"]["denoiser_sha256"]) == 64
     assert card["licence"]["id"] == CATALOG.model("tiny-sd").licence.id
     assert card["adapter_bytes"] == whole.adapter.stat().st_size
     assert [step for step, _ in card["loss"]["curve"]] == list(range(1, STEPS + 1))
@@ -165,6 +166,35 @@ def test_a_trainer_that_is_asked_to_stop_writes_a_checkpoint_first(tmp_path: Pat
     assert events(folder, "checkpoint")[-1]["step"] == int(latest.name)
     assert not events(folder, "failed")
     assert not folder.completed
+
+
+def test_a_trainer_that_is_held_makes_way_but_goes_on(tmp_path: Path) -> None:
+    folder = folder_for(tmp_path / "training", **SHORT | {"steps": 2000, "checkpoint_every": 1})
+    process = started(folder)
+    try:
+        wait_for_step(folder, process, 3)
+        folder.hold(True)
+        time.sleep(1)
+        before = events(folder, "checkpoint")[-1]["step"]
+        time.sleep(5)
+        held = events(folder, "checkpoint")[-1]["step"] - before
+        assert 1 <= held <= 4, "a step each two seconds"
+        folder.hold(False)
+        wait_for_step(folder, process, before + held + 5)
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def test_a_trainer_ends_with_who_wanted_it(tmp_path: Path) -> None:
+    folder = folder_for(tmp_path / "training", **SHORT | {"steps": 2000})
+    parent = subprocess.Popen(["sleep", "600"])
+    process = started(folder, parent=parent.pid)
+    wait_for_step(folder, process, 4)
+    parent.kill()
+    parent.wait()
+    assert process.wait(60) == 3
+    assert not events(folder, "failed")
 
 
 def test_what_can_not_be_trained_fails_with_a_sentence(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from jubako.errors import InvalidRequest, UnusableWeights, nearest
-from jubako.job import Job
+from jubako.job import Job, LoraUse
 from jubako.request import ADAPTER_NAME
 from jubako.weights.checkpoint import digest, tensors
 
@@ -80,6 +80,24 @@ class AdapterStore:
         loras = tuple(use.model_copy(update={"sha256": self.find(use.name).sha256}) for use in job.loras)
         return job.model_copy(update={"loras": loras})
 
+    def with_triggered(self, job: Job) -> Job:
+        """The job with the adapters trained here on its model whose trigger is in its prompt."""
+        named = {use.name for use in job.loras}
+        found = [
+            adapter.name
+            for adapter in self
+            if adapter.card.get("automatic")
+            and adapter.card.get("base") == job.model
+            and adapter.name not in named
+            and _says(job.prompt, str(adapter.card.get("trigger")))
+        ]
+        told = tuple(
+            f"the adapter {name} is used, since its trigger is in the prompt; `loras: []` leaves it out"
+            for name in found
+        )
+        loras = (*job.loras, *(LoraUse(name=name, weight=1.0) for name in found))
+        return job.model_copy(update={"loras": loras, "warnings": (*job.warnings, *told)}) if found else job
+
     def add(self, name: str, source: Path, card: dict[str, Any] | None = None) -> Adapter:
         """Take in a copy of a file; InvalidRequest, and nothing is written, when it is none to take."""
         if not re.fullmatch(ADAPTER_NAME, name):
@@ -114,6 +132,11 @@ class AdapterStore:
         if own.is_file():
             return Adapter(name, own, _card(own.parent / CARD))
         return Adapter(name, put) if put.is_file() else None
+
+
+def _says(prompt: str, word: str) -> bool:
+    """Whether it is a whole word of the prompt."""
+    return bool(re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", prompt, re.IGNORECASE))
 
 
 def _card(file: Path) -> dict[str, Any]:

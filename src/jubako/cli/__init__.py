@@ -20,6 +20,7 @@ from jubako.cli.export import export
 from jubako.cli.jobs import jobs
 from jubako.cli.models import models
 from jubako.cli.pictures import generate
+from jubako.cli.train import train
 from jubako.cli.weights import pull
 from jubako.errors import JubakoError
 from jubako.settings import SettingsError
@@ -39,6 +40,7 @@ app.command()(models)
 app.command()(pull)
 app.command()(generate)
 app.command()(compare)
+app.command()(train)
 app.command()(doctor)
 app.command()(export)
 app.add_typer(jobs, name="jobs")

@@ -18,7 +18,7 @@ from rich.table import Table
 from jubako.cli.options import Url
 from jubako.cli.server import LostConnection, ServerFailed, asked, fetched, followed, write
 
-__all__ = ["jobs"]
+__all__ = ["DEFAULT_URL", "following", "jobs"]
 
 DEFAULT_URL = "http://127.0.0.1:3000"
 AGAIN_SECONDS = 1.0
@@ -85,7 +85,7 @@ def _follow_job(
     last: dict[str, Any] = {}
     with bar:
         task = bar.add_task("queued", total=1.0)
-        for last in _events(url, job):
+        for last in following(url, job):
             steps = f"step {last['step']} of {last['steps']}" if "step" in last else last["type"]
             bar.update(task, description=steps, completed=last.get("progress", 0.0))
     state = last.get("state", "unknown")
@@ -148,7 +148,7 @@ def _whole(url: str, job: str) -> str:
     return str(found[0])
 
 
-def _events(url: str, job: str) -> Iterator[dict[str, Any]]:
+def following(url: str, job: str) -> Iterator[dict[str, Any]]:
     """The job's events; a connection that is lost is taken up again where it was."""
     seen = 0
     while True:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +36,9 @@ class LostConnection(ServerFailed):
     """The server can't be reached, or went away before its answer was whole."""
 
 
-def answer(url: str, route: str, fields: Mapping[str, Any], files: Mapping[str, Path]) -> dict[str, Any]:
+def answer(
+    url: str, route: str, fields: Mapping[str, Any], files: Mapping[str, Path | Sequence[Path]]
+) -> dict[str, Any]:
     """The reply to one request."""
     with _asked(url, route, **_body(fields, files)) as response:
         return _read(url, response)
@@ -93,11 +95,16 @@ def write(path: Path, content: bytes) -> None:
         raise ServerFailed(f"{path} can't be written: {error.strerror}") from error
 
 
-def _body(fields: Mapping[str, Any], files: Mapping[str, Path]) -> dict[str, Any]:
+def _body(fields: Mapping[str, Any], files: Mapping[str, Path | Sequence[Path]]) -> dict[str, Any]:
     if not files:
         return {"json": fields}
     texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in fields.items()}
-    return {"data": texts, "files": {name: (path.name, _content(path)) for name, path in files.items()}}
+    uploads = [
+        (name, (path.name, _content(path)))
+        for name, paths in files.items()
+        for path in ([paths] if isinstance(paths, Path) else paths)
+    ]
+    return {"data": texts, "files": uploads}
 
 
 def _read(url: str, response: httpx.Response) -> dict[str, Any]:

@@ -16,10 +16,10 @@ from jubako.catalog import Catalog
 from jubako.errors import GenerationFailed, JobEnded, KeyReused, ResultGone, UnknownJob
 from jubako.job import Job, new_id
 from jubako.jobs.durable import DurableQueue
-from jubako.jobs.execution import Engine, Execution
+from jubako.jobs.execution import Engine, Execution, Trainings
 from jubako.jobs.lease import Lease, take_name
 from jubako.jobs.ledger import Ledger
-from jubako.jobs.record import ENDED, Event, Kept, Record, Work
+from jubako.jobs.record import ENDED, TRAINING, Event, Kept, Record, Training, Work
 from jubako.jobs.store import FileStore
 from jubako.jobs.tables import database_url, open_database
 from jubako.settings import Settings
@@ -40,7 +40,7 @@ _KEYS = uuid.UUID("6f0c7c6e-54a5-4d0b-9f0e-2b5a3a0f8d41")
 class JobDesk:
     """Durable jobs of one gateway, beside those of others that share its database and its files."""
 
-    def __init__(self, settings: Settings, catalog: Catalog, engine: Engine) -> None:
+    def __init__(self, settings: Settings, catalog: Catalog, engine: Engine, trainings: Trainings) -> None:
         url = database_url(settings.database_url, settings.home)
         settings.home.mkdir(parents=True, exist_ok=True)
         self._settings = settings
@@ -56,11 +56,15 @@ class JobDesk:
             self._ledger,
             self.store,
             engine,
+            trainings,
             timeout=settings.job_timeout,
             call=self._call,
             ring=self._ring,
         )
+        self._trainings = trainings
         bounds = {family.name: family.job_concurrency for family in catalog.families.values()}
+        if settings.training:
+            bounds[TRAINING] = 1
         self._bounds = bounds
         self._queue = DurableQueue(url, self._name, bounds, self._execution)
         self._tasks: list[asyncio.Task[None]] = []
@@ -91,7 +95,7 @@ class JobDesk:
 
         ``request`` is what was asked for, by which another request of the same key is told apart.
         """
-        job_id = uuid.uuid5(_KEYS, key).hex if key else new_id()
+        job_id = _id(key)
         names = [job_id] if len(jobs) == 1 else [f"{job_id}-{i}" for i in range(len(jobs))]
         jobs = [job.model_copy(update={"id": name}) for job, name in zip(jobs, names, strict=True)]
         first = jobs[0]
@@ -105,6 +109,30 @@ class JobDesk:
             work=await self._call(self._work, jobs),
             created=time.time(),
         )
+        return await self._recorded(record)
+
+    async def submit_training(
+        self, training: Training, request: bytes, prepare: Callable[[str], None], key: str | None = None
+    ) -> Record:
+        """Record a training and have it run; ``prepare`` lays its pictures down under the job's id."""
+        job_id = _id(key)
+        if await self._call(self._ledger.get, job_id) is None:
+            await self._call(prepare, job_id)
+        record = Record(
+            id=job_id,
+            state="queued",
+            task=TRAINING,
+            family=TRAINING,
+            model=training.plan["model"],
+            request_hash=hashlib.sha256(request).hexdigest(),
+            work=Work(training=training),
+            created=time.time(),
+        )
+        return await self._recorded(record)
+
+    async def _recorded(self, record: Record) -> Record:
+        """The job in the ledger and in its queue; of two with one key the first."""
+        job_id = record.id
         if not await self._call(self._ledger.add, record):
             known = await self.find(job_id)
             if known.request_hash != record.request_hash:
@@ -149,7 +177,8 @@ class JobDesk:
         record = await self.find(job_id)
         if await self._call(self._ledger.cancel, job_id):
             # Recorded first: from here on no stage can give it another end.
-            self._execution.stop(job_id)
+            if not self._execution.stop(job_id) and record.state == "queued":
+                await self._call(self._trainings.remove, job_id)
             self._ring(job_id)
             await self._call(self._queue.cancel, job_id)
         record = await self.find(job_id)
@@ -175,6 +204,21 @@ class JobDesk:
         if not record.is_over:
             await self.cancel(job_id)
         await self._call(self._forget, [job_id])
+
+    async def history(
+        self,
+        job_id: str,
+        after: int | None,
+        limit: int,
+        kinds: Sequence[str] = (),
+        *,
+        newest_first: bool = True,
+    ) -> list[Event]:
+        """What has happened to a job, of these kinds or of all, from behind the event of that number."""
+        await self.find(job_id)
+        told = partial(self._ledger.told, kinds=kinds, newest_first=newest_first)
+        history: list[Event] = await self._call(told, job_id, after, limit)
+        return history
 
     async def events(self, job_id: str, after: int = 0) -> AsyncGenerator[Event | None, None]:
         """What happens to a job behind the event of that number, until it is over; None as sign of life."""
@@ -277,8 +321,13 @@ class JobDesk:
         while old := self._ledger.ended_before(time.time() - 86400 * self._settings.keep_days):
             self._forget(old)
         self._ledger.expire_past(self._settings.keep_bytes)
+        self._trainings.sweep([record.id for record in self._ledger.unfinished()])
         self.store.sweep(self._ledger.referred())
 
     def _forget(self, job_ids: list[str]) -> None:
         self._queue.forget(job_ids)
         self._ledger.forget(job_ids)
+
+
+def _id(key: str | None) -> str:
+    return uuid.uuid5(_KEYS, key).hex if key else new_id()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
@@ -14,12 +14,12 @@ from typing import Any, Protocol
 from jubako.errors import Cancelled, FamilyUnavailable, GenerationFailed, JubakoError, TimedOut
 from jubako.job import Job
 from jubako.jobs.ledger import Advance, Ledger
-from jubako.jobs.record import Kept, Output, Record, stages_of
+from jubako.jobs.record import Kept, Output, Record, Training, stages_of
 from jubako.jobs.store import FileStore
 from jubako.pictures import started_from
 from jubako.result import Progress, Result
 
-__all__ = ["Engine", "Execution"]
+__all__ = ["Engine", "Execution", "Trainings"]
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +45,24 @@ class Engine(Protocol):
         ...
 
 
+class Trainings(Protocol):
+    """What makes adapters, as durable jobs need it."""
+
+    def run(
+        self, job_id: str, training: Training, told: Callable[[str, Mapping[str, Any]], None]
+    ) -> Coroutine[Any, Any, Result]:
+        """The adapter's file; told is ``progress``, ``checkpoint`` and ``validation`` with facts."""
+        ...
+
+    def remove(self, job_id: str) -> None:
+        """Delete what only a training at work needs, of any job."""
+        ...
+
+    def sweep(self, unfinished: Iterable[str]) -> None:
+        """Delete that of all other jobs."""
+        ...
+
+
 class Execution:
     """The :class:`jubako.jobs.durable.Worker` of a gateway. All of it runs on the gateway's event loop."""
 
@@ -53,17 +71,19 @@ class Execution:
         ledger: Ledger,
         store: FileStore,
         engine: Engine,
+        trainings: Trainings,
         *,
         timeout: float,
         call: Call,
         ring: Callable[[str], None],
     ) -> None:
-        self._ledger, self._store, self._engine = ledger, store, engine
+        self._ledger, self._store, self._engine, self._trainings = ledger, store, engine, trainings
         self._timeout = timeout
         self._call = call
         self._ring = ring
         self._stages: dict[str, asyncio.Task[dict[str, Any]]] = {}
         self._advances: dict[str, Advance] = {}
+        self._told: list[tuple[str, str, Mapping[str, Any]]] = []
         self._stopping: set[str] = set()
         self._abandoned: set[asyncio.Task[dict[str, Any]]] = set()
 
@@ -118,6 +138,7 @@ class Execution:
         else:
             outputs = [Output.model_validate(file) for file in outcome["files"]]
             await self._call(self._ledger.succeed, job_id, outputs)
+        await self._call(self._trainings.remove, job_id)
         self._ring(job_id)
 
     async def flush_for_ever(self) -> None:
@@ -125,12 +146,15 @@ class Execution:
         while True:
             await asyncio.sleep(FLUSH_SECONDS)
             advances, self._advances = self._advances, {}
-            if advances:
+            told, self._told = self._told, []
+            if advances or told:
                 try:
                     await self._call(self._ledger.advance, advances)
+                    for job_id, kind, data in told:
+                        await self._call(self._ledger.tell, job_id, kind, data)
                 except Exception:
                     logger.exception("progress could not be recorded")
-                for job_id in advances:
+                for job_id in {*advances, *(job_id for job_id, _, _ in told)}:
                     self._ring(job_id)
 
     async def _outcome(self, task: asyncio.Task[dict[str, Any]], job_id: str) -> dict[str, Any]:
@@ -147,6 +171,8 @@ class Execution:
             return {"error": GenerationFailed("the job failed; the server's log says why").body()}
 
     async def _stage(self, record: Record, stage: int, earlier: list[dict[str, Any]]) -> dict[str, Any]:
+        if record.work.training is not None:
+            return await self._trained(record, record.work.training)
         jobs: list[Job] = await self._call(self._complete, record, stage, earlier)
         meter = _Meter(record, stage, partial(self._advance, record.id))
         try:
@@ -163,7 +189,28 @@ class Execution:
             if record.id in self._stopping:
                 await self._cancel(jobs)
             raise
-        outputs = [task.result() for task in tasks]
+        return await self._held(record, [task.result() for task in tasks])
+
+    async def _trained(self, record: Record, training: Training) -> dict[str, Any]:
+        """No limit of time: it takes what it was asked to, and can be cancelled."""
+        try:
+            result = await self._trainings.run(record.id, training, partial(self._hear, record))
+        except asyncio.CancelledError:
+            if record.id in self._stopping:
+                await self._call(self._trainings.remove, record.id)
+            raise
+        return await self._held(record, [await self._call(self._kept, result)])
+
+    def _hear(self, record: Record, kind: str, facts: Mapping[str, Any]) -> None:
+        """Note what a training tells; its progress is that of its steps."""
+        if kind != "progress":
+            self._told.append((record.id, kind, facts))
+            return
+        (stage,) = stages_of(record.work)
+        step = facts.get("step", 0)
+        self._advance(record.id, Advance(0, step, stage.steps, NEARLY * step / stage.steps, facts=facts))
+
+    async def _held(self, record: Record, outputs: Sequence[Output]) -> dict[str, Any]:
         await self._call(self._ledger.hold, record.id, outputs)
         return {"files": [output.model_dump(mode="json") for output in outputs]}
 

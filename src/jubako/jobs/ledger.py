@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
@@ -28,7 +28,7 @@ _NOT_ENDED = _jobs.state.notin_(ENDED)
 class Advance:
     """How far a job has come: its stage from 0, the steps of that stage, the whole from 0 to 1.
 
-    ``preview`` is a small JPEG in base64, or empty.
+    ``preview`` is a small JPEG in base64, or empty; ``facts`` are told with it.
     """
 
     stage: int
@@ -36,6 +36,7 @@ class Advance:
     steps: int
     progress: float
     preview: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Ledger:
@@ -125,8 +126,15 @@ class Ledger:
                 ).rowcount
                 if moved:
                     shown = {"preview": made.preview} if made.preview else {}
-                    data = {"state": "running", "progress": made.progress, **values, **shown}
+                    data = {**made.facts, "state": "running", "progress": made.progress, **values, **shown}
                     self._tell(connection, job_id, "progress", data)
+
+    def tell(self, job_id: str, kind: str, data: Mapping[str, Any]) -> None:
+        """Record something that has happened to a job, unless it is over or gone."""
+        with self._engine.begin() as connection:
+            at_work = sa.select(_jobs.id).where(_jobs.id == job_id, _NOT_ENDED)
+            if connection.execute(at_work).first():
+                self._tell(connection, job_id, kind, data)
 
     def hold(self, job_id: str, outputs: Sequence[Output]) -> None:
         """Have the files of a stage kept for as long as the job is, unless it is over or gone."""
@@ -153,12 +161,18 @@ class Ledger:
 
     def events(self, job_id: str, after: int, limit: int = 500) -> list[Event]:
         """What happened to a job after the event of that number, in order."""
-        query = (
-            sa.select(tables.events)
-            .where(_events.job_id == job_id, _events.id > after)
-            .order_by(_events.id)
-            .limit(limit)
-        )
+        return self.told(job_id, after, limit, newest_first=False)
+
+    def told(
+        self, job_id: str, after: int | None, limit: int, *, kinds: Sequence[str] = (), newest_first: bool
+    ) -> list[Event]:
+        """What happened to a job, of these kinds or of all, from behind the event of that number."""
+        query = sa.select(tables.events).where(_events.job_id == job_id).limit(limit)
+        query = query.order_by(_events.id.desc() if newest_first else _events.id)
+        if kinds:
+            query = query.where(_events.kind.in_(kinds))
+        if after is not None:
+            query = query.where(_events.id < after if newest_first else _events.id > after)
         with self._engine.connect() as connection:
             rows = connection.execute(query).mappings().all()
         return [Event.model_validate({**row, "data": json.loads(row["data"])}) for row in rows]

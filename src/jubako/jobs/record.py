@@ -10,10 +10,25 @@ from pydantic import BaseModel, ConfigDict
 from jubako.job import Job
 from jubako.result import Timings
 
-__all__ = ["ENDED", "Event", "JobState", "Kept", "Output", "Record", "Stage", "Work", "stages_of"]
+__all__ = [
+    "ENDED",
+    "TRAINING",
+    "Event",
+    "JobState",
+    "Kept",
+    "Output",
+    "Record",
+    "Stage",
+    "Training",
+    "Work",
+    "stages_of",
+]
 
 JobState = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 ENDED: tuple[JobState, ...] = ("succeeded", "failed", "cancelled")
+
+TRAINING = "training"
+"""The queue of trainings, as a family's name is that of its jobs; and their task."""
 
 
 class _Value(BaseModel):
@@ -36,11 +51,24 @@ class Output(Kept):
     variants: Mapping[str, Kept] = {}
 
 
-class Work(_Value):
-    """What a job is to run: jobs of one kind with their pictures taken out, which are in the store."""
+class Training(_Value):
+    """A fine-tuning whose pictures lie in its own folder. ``plan`` is a TrainingPlan as JSON."""
 
-    jobs: tuple[Job, ...]
+    name: str
+    plan: Mapping[str, Any]
+    keep_images: bool = False
+    warnings: tuple[str, ...] = ()
+
+
+class Work(_Value):
+    """What a job is to run: jobs of one kind with their pictures taken out, which are in the store.
+
+    Or a training.
+    """
+
+    jobs: tuple[Job, ...] = ()
     pictures: Mapping[str, str] = {}
+    training: Training | None = None
 
     @property
     def digests(self) -> set[str]:
@@ -54,19 +82,24 @@ class Stage(_Value):
     task: str
     model: str
     family: str
-    jobs: tuple[Job, ...]
-
-    @property
-    def steps(self) -> int:
-        """Denoising steps of all its jobs, by which stages are weighed."""
-        return sum(job.num_inference_steps for job in self.jobs)
+    steps: int
+    jobs: tuple[Job, ...] = ()
 
 
 def stages_of(work: Work) -> tuple[Stage, ...]:
-    """The source first, where there is one, then the jobs themselves."""
+    """The source first, where there is one, then the jobs themselves. Stages are weighed by their steps."""
+    if work.training is not None:
+        plan = work.training.plan
+        return (Stage(task=TRAINING, model=plan["model"], family=TRAINING, steps=plan["steps"]),)
     sources = tuple(job.source for job in work.jobs if job.source is not None)
     return tuple(
-        Stage(task=jobs[0].task, model=jobs[0].model, family=jobs[0].family, jobs=jobs)
+        Stage(
+            task=jobs[0].task,
+            model=jobs[0].model,
+            family=jobs[0].family,
+            steps=sum(job.num_inference_steps for job in jobs),
+            jobs=jobs,
+        )
         for jobs in (sources, work.jobs)
         if jobs
     )

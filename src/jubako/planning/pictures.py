@@ -28,7 +28,7 @@ def plan_picture(request: TextToImage, catalog: Catalog, default_model: str | No
     width, height = pictures.pop("size", None) or legal_size(request.width, request.height, model)
     steps = legal_steps(request.num_inference_steps, model)
     scheduler = resolve_scheduler(request.scheduler or defaults.scheduler, model.flow)
-    prompt, loras = loras_of(legal_prompt("prompt", request.prompt, model), request.loras, model)
+    prompt, loras = loras_of(legal_prompt("prompt", request.prompt, model), request.loras or (), model)
     return Job(
         id=new_id(),
         task=request.task,

@@ -29,13 +29,19 @@ class Admission:
         # Decoding and scaling a picture would hold up everyone else on the event loop.
         job = await asyncio.to_thread(plan, request, self._catalog, self._default_model)
         self.require_served(job)
-        return await asyncio.to_thread(self._adapters.resolved, job)
+        automatic = getattr(request, "loras", ()) is None
+        return await asyncio.to_thread(self._bound, job, automatic)
 
     async def pictures(self, request: ImagesRequest) -> list[Job]:
         """The jobs of one of OpenAI's requests for pictures."""
         jobs = await asyncio.to_thread(plan_images, request, self._catalog, self._default_model)
         self.require_served(jobs[0])
-        return await asyncio.to_thread(lambda: [self._adapters.resolved(job) for job in jobs])
+        automatic = request.loras is None
+        return await asyncio.to_thread(lambda: [self._bound(job, automatic) for job in jobs])
+
+    def _bound(self, job: Job, automatic: bool) -> Job:
+        """The job with its adapters, bound to what their names stand for now."""
+        return self._adapters.resolved(self._adapters.with_triggered(job) if automatic else job)
 
     def require_served(self, job: Job) -> None:
         """Refuse a job of a family that this gateway does not reach."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import UnionType
@@ -123,7 +124,7 @@ def _too_large() -> TooLarge:
 
 async def _form(body: Body) -> list[tuple[str, bytes | str]]:
     try:
-        async with body.form(max_files=32, max_fields=256, max_part_size=MAX_BODY_BYTES) as form:
+        async with body.form(max_files=64, max_fields=256, max_part_size=MAX_BODY_BYTES) as form:
             return [(name, await _content(name, value)) for name, value in form.multi_items()]
     except (MultiPartException, HTTPException, FormParserError) as error:
         reason = getattr(error, "detail", None) or getattr(error, "message", None) or error
@@ -133,10 +134,21 @@ async def _form(body: Body) -> list[tuple[str, bytes | str]]:
 def _decoded_fields(
     items: Iterable[tuple[str, bytes | str]], kind: type[Request], quoted: bool
 ) -> dict[str, Any]:
+    items = list(items)
+    given = Counter(name for name, _ in items)
     return _nested(
-        (name, _decoded(name, value, kind, quoted) if isinstance(value, str) else value)
+        (
+            f"{name}[]" if _is_item(name, value, kind, given[name]) else name,
+            _decoded(name, value, kind, quoted) if isinstance(value, str) else value,
+        )
         for name, value in items
     )
+
+
+def _is_item(name: str, value: bytes | str, kind: type[Request], given: int) -> bool:
+    """Whether it is one item of a list's field, which may be given several times, and uploads one by one."""
+    field = _field(name, kind)
+    return field is not None and _takes_list(field) and (given > 1 or isinstance(value, bytes))
 
 
 async def _content(name: str, value: UploadFile | str) -> bytes | str:
@@ -173,11 +185,19 @@ def _field(name: str, kind: type[Request]) -> FieldInfo | None:
 
 
 def _takes_text(field: FieldInfo) -> bool:
+    return any(member in {str, bytes} or get_origin(member) is Literal for member in _members(field))
+
+
+def _takes_list(field: FieldInfo) -> bool:
+    return any(get_origin(member) is tuple for member in _members(field))
+
+
+def _members(field: FieldInfo) -> list[Any]:
+    """The types that a field takes."""
     kind = field.annotation
     members = get_args(kind) if get_origin(kind) in {Union, UnionType} else (kind,)
     # A union's member may be annotated, as a picture's bytes are.
-    bare = [get_args(member)[0] if hasattr(member, "__metadata__") else member for member in members]
-    return any(member in {str, bytes} or get_origin(member) is Literal for member in bare)
+    return [get_args(member)[0] if hasattr(member, "__metadata__") else member for member in members]
 
 
 def _nested(items: Iterable[tuple[str, Any]]) -> dict[str, Any]:

@@ -42,6 +42,12 @@ class Families:
         self._control = control
         self._catalog = catalog
         self._settings = settings
+        self._at_work = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether this gateway waits for a family's work."""
+        return self._at_work > 0
 
     async def run(self, job: Job) -> Result:
         """One job's finished result, or its error raised. A client that goes away cancels the job."""
@@ -130,6 +136,7 @@ class Families:
 
     @asynccontextmanager
     async def _reached(self, family: str) -> AsyncGenerator[None, None]:
+        self._at_work += 1
         try:
             yield
         except JubakoError:
@@ -139,6 +146,8 @@ class Families:
             raise FamilyUnavailable(
                 f"the service of the family {family} is loading, down or unreachable; try again soon"
             ) from error
+        finally:
+            self._at_work -= 1
 
 
 async def _lines(chunks: AsyncIterable[str]) -> AsyncGenerator[str, None]:

@@ -30,6 +30,7 @@ from jubako.services.comparing import add_comparison
 from jubako.services.connection import ErrorShape, answer
 from jubako.services.families import Families
 from jubako.services.family import KEEP_CONNECTIONS, TIMEOUT_MARGIN
+from jubako.services.fine_tuning import add_fine_tuning
 from jubako.services.jobs import add_jobs
 from jubako.services.openai import openai_app
 from jubako.services.supervision import watch_workers_closely
@@ -52,6 +53,7 @@ def gateway_service(**services: Any) -> Any:
         def __init__(self) -> None:
             # Each family's process imports this module as well, and has no use for a database.
             from jubako.jobs.desk import JobDesk
+            from jubako.training.trainings import Trainings
 
             self.settings = settings
             self.catalog = catalog
@@ -59,7 +61,8 @@ def gateway_service(**services: Any) -> Any:
             control = {name: getattr(self, _control(name)) for name in served}
             self.families = Families(work, control, catalog, settings)
             self.admission = Admission(catalog, settings, frozenset(served))
-            self.jobs = JobDesk(settings, catalog, self.families)
+            self.trainings = Trainings(settings, lambda: self.families.busy)
+            self.jobs = JobDesk(settings, catalog, self.families, self.trainings)
             self.started = False
 
         @bentoml.api(input_spec=TextToImageBody)
@@ -162,6 +165,7 @@ def gateway_service(**services: Any) -> Any:
     app = openai_app()
     add_comparison(app)
     add_jobs(app)
+    add_fine_tuning(app)
     add_videos(app)
     gateway.mount_asgi_app(app, path="/", name="openai")
     gateway.add_asgi_middleware(ErrorShape)

@@ -16,14 +16,13 @@ from starlette.requests import Request as Body
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 
 from jubako.errors import InvalidRequest, JobNotDone, ResultGone, nearest
-from jubako.job import Job
-from jubako.jobs.record import Event, JobState, Kept, Output, Record, stages_of
+from jubako.jobs.record import Event, JobState, Kept, Output, Record, Work, stages_of
 from jubako.media import MEDIA_TYPES
 from jubako.planning import REQUESTS, AnyRequest
 from jubako.request import Request, Task, TextToImage
 from jubako.services.bodies import read_request_of
 
-__all__ = ["add_jobs", "file_of", "page_of", "submitted"]
+__all__ = ["IdempotencyKey", "add_jobs", "file_of", "follow", "page_of", "submitted", "told"]
 
 COMMENT_SECONDS = 15
 # How long a client waits before it connects again, in milliseconds.
@@ -87,7 +86,7 @@ async def _list(
     body: Body,
     *,
     state: JobState | None = None,
-    task: Task | None = None,
+    task: Task | Literal["training"] | None = None,
     family: str | None = None,
     model: str | None = None,
     after: str | None = None,
@@ -138,14 +137,18 @@ async def _follow(
     job_id: str, last_event_id: Annotated[int, Header(ge=0)] = 0, after: Annotated[int, Query(ge=0)] = 0
 ) -> Response:
     """The job's events as they happen; with ``Last-Event-ID``, those that came after."""
+    record = await bentoml.get_current_service().jobs.find(job_id)
+    return await follow(record, max(last_event_id, after))
+
+
+async def follow(record: Record, seen: int) -> Response:
+    """A job's events behind the one of that number, as server-sent events."""
     desk = bentoml.get_current_service().jobs
-    seen = max(last_event_id, after)
-    record = await desk.find(job_id)
-    if record.is_over and seen and not await desk.missed(job_id, seen):
+    if record.is_over and seen and not await desk.missed(record.id, seen):
         # To an EventSource, which would connect again and again, this says that there is no more to come.
         return Response(status_code=204)
     return StreamingResponse(
-        _stream(desk.events(job_id, seen)),
+        _stream(desk.events(record.id, seen)),
         media_type="text/event-stream",
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )
@@ -157,14 +160,15 @@ async def _stream(events: AsyncGenerator[Event | None, None]) -> AsyncGenerator[
     async for event in events:
         if event is not None:
             spoken = time.monotonic()
-            yield f"{retry}id: {event.id}\nevent: {event.kind}\ndata: {json.dumps(_told(event))}\n\n"
+            yield f"{retry}id: {event.id}\nevent: {event.kind}\ndata: {json.dumps(told(event))}\n\n"
             retry = ""
         elif time.monotonic() - spoken > COMMENT_SECONDS:
             spoken = time.monotonic()
             yield ": still there\n\n"
 
 
-def _told(event: Event) -> dict[str, Any]:
+def told(event: Event) -> dict[str, Any]:
+    """An event as clients see it."""
     data = dict(event.data)
     if "stage" in data:
         data["stage"] += 1
@@ -229,7 +233,7 @@ async def _shown(record: Record) -> dict[str, Any]:
     """The job as clients see it."""
     position, seconds = await bentoml.get_current_service().jobs.forecast(record)
     stages = stages_of(record.work)
-    stage, first = stages[record.stage], record.work.jobs[0]
+    stage = stages[record.stage]
     steps = record.steps or stage.steps
     here = f"/v1/jobs/{record.id}"
     return {
@@ -249,21 +253,28 @@ async def _shown(record: Record) -> dict[str, Any]:
         "steps": steps,
         "stage": {"number": record.stage + 1, "of": len(stages), "task": stage.task, "model": stage.model},
         "seconds_left": None if seconds is None else round(seconds, 1),
-        "request": _asked_for(first) | {f"{name}_sha256": d for name, d in record.work.pictures.items()},
-        "seeds": [job.seed for job in record.work.jobs],
-        "warnings": list(first.warnings),
+        **_asked_for(record.work),
         "outputs": [_described(output, i, here) for i, output in enumerate(record.outputs)],
         "links": _links(record, here),
         "error": record.error["error"] if record.error else None,
     }
 
 
-def _asked_for(job: Job) -> dict[str, Any]:
-    """What is set of a job; its id and its source's are nobody's business but the families'."""
-    fields = job.described()
+def _asked_for(work: Work) -> dict[str, Any]:
+    """What is set of its first job; its id and its source's are nobody's business but the families'."""
+    if work.training is not None:
+        plan = work.training.plan
+        return {"request": plan, "seeds": [plan["seed"]], "warnings": list(work.training.warnings)}
+    first = work.jobs[0]
+    fields = first.described()
     del fields["id"]
     fields.get("source", {}).pop("id", None)
-    return fields
+    fields |= {f"{name}_sha256": digest for name, digest in work.pictures.items()}
+    return {
+        "request": fields,
+        "seeds": [job.seed for job in work.jobs],
+        "warnings": list(first.warnings),
+    }
 
 
 def _described(output: Output, index: int, here: str) -> dict[str, Any]:

@@ -38,7 +38,8 @@ def card(
 ) -> dict[str, Any]:
     """The adapter's origin as JSON; ``sha256`` are the pictures' files, ``facts`` what the trainer adds."""
     return {
-        "base": dict(base),
+        "base": model.name,
+        "weights": dict(base),
         "method": plan.method,
         "trigger": plan.trigger,
         "class_noun": plan.class_noun,
@@ -67,13 +68,13 @@ def base_of(home: Path, model: Model) -> dict[str, str]:
     """Which weights of the base were trained on: the repository's commit, or the digest of the denoiser."""
     record = read_record(home, model)
     if record is not None and record.commit:
-        return {"model": model.name, "repo": record.repo, "commit": record.commit}
+        return {"repo": record.repo, "commit": record.commit}
     place = require_weights(home, model)
     digest = hashlib.sha256()
     for file in [place] if place.is_file() else _denoiser_files(place, model):
         with file.open("rb") as opened:
             digest.update(hashlib.file_digest(opened, "sha256").digest())
-    return {"model": model.name, "denoiser_sha256": digest.hexdigest()}
+    return {"denoiser_sha256": digest.hexdigest()}
 
 
 def sheet(plan: TrainingPlan, model: Model, studio: Studio) -> Image.Image:

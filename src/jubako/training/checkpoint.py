@@ -29,6 +29,12 @@ class Progress:
     losses: list[float]
     seconds: float
 
+    @property
+    def recent_loss(self) -> float:
+        """The mean of the last 20 steps."""
+        recent = self.losses[-20:]
+        return round(sum(recent) / max(1, len(recent)), 5)
+
 
 def save(
     folder: TrainingFolder, learner: Learner, optimizer: torch.optim.Optimizer, progress: Progress

@@ -3,12 +3,14 @@
     plan.json  images/000.png …                           what the trainer is given
     events.jsonl  checkpoints/00000050/  validation/00000050.png   what it writes on its way
     adapter.safetensors  card.json  sheet.png             what it ends with
+    held                                                  there while others are to have the device
 
 No torch: whoever starts the trainer reads and writes this too.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -45,6 +47,7 @@ class TrainingFolder:
         self.card = path / "card.json"
         self.sheet = path / "sheet.png"
         self.cache = path / "cache.safetensors"
+        self._held = path / "held"
 
     def write_plan(self, plan: TrainingPlan, sha256: tuple[str, ...]) -> None:
         """What is to be done, and the hashes of the files that the pictures were."""
@@ -111,6 +114,25 @@ class TrainingFolder:
         for old in self._whole_checkpoints()[:-CHECKPOINTS_KEPT]:
             _drop(old)
         return place
+
+    @property
+    def held(self) -> bool:
+        """Whether the trainer is to wait between two steps."""
+        return self._held.exists()
+
+    def hold(self, held: bool) -> None:
+        """Have the trainer wait, or go on."""
+        if held:
+            self._held.touch()
+        else:
+            self._held.unlink(missing_ok=True)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """For one trainer at a time; the next one waits until the one before has ended."""
+        with (self.path / "lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     def sweep(self) -> None:
         """Remove what an earlier trainer was killed over."""

@@ -23,10 +23,10 @@ from jubako.errors import InvalidRequest, TooLarge
 from jubako.pictures import opaque, open_picture, png
 from jubako.request import MAX_FILE_BYTES
 
-__all__ = ["LEAST", "MOST", "Accepted", "Keep", "accept", "in_folder", "keep"]
+__all__ = ["LEAST", "MOST", "Accepted", "accept", "in_folder", "keep"]
 
 LEAST, MOST = 3, 50
-MAX_TOTAL_BYTES = 400 * 2**20
+MAX_TOTAL_BYTES = 3 * MAX_FILE_BYTES  # no body is larger
 MAX_ZIP_ENTRIES = 500  # folders and what systems add included
 # Sides beyond it are scaled down when kept: no model here is trained on more.
 MAX_SIDE = 2048
@@ -41,14 +41,6 @@ class Accepted:
 
     png: bytes
     sha256: str
-
-
-@dataclass(frozen=True)
-class Keep:
-    """What was kept: the SHA-256 of each file as it was sent, in order, and warnings for its sender."""
-
-    sha256: tuple[str, ...]
-    warnings: tuple[str, ...]
 
 
 def accept(
@@ -87,16 +79,11 @@ def accept(
     return tuple(accepted), tuple(warnings)
 
 
-def keep(uploads: Sequence[bytes], folder: Path, resolution: int, field: str = "images") -> Keep:
-    """Accept the uploads and write them into a new folder as ``000.png``, ``001.png``, …
-
-    Nothing is written where one is refused.
-    """
-    accepted, warnings = accept(uploads, resolution, field)
+def keep(pictures: Sequence[Accepted], folder: Path) -> None:
+    """Write pictures into a new folder as ``000.png``, ``001.png``, …"""
     folder.mkdir(parents=True)
-    for number, each in enumerate(accepted):
+    for number, each in enumerate(pictures):
         (folder / f"{number:03}.png").write_bytes(each.png)
-    return Keep(tuple(each.sha256 for each in accepted), warnings)
 
 
 def in_folder(folder: Path) -> tuple[Path, ...]:

@@ -18,7 +18,7 @@ from jubako.miniatures.world import random_scene
 from jubako.planning.bounds import drawn_seed, legal_prompt, legal_steps
 from jubako.training.request import Method, Targets, TrainingRequest
 
-__all__ = ["TrainingPlan", "plan_training", "trainable"]
+__all__ = ["TrainingPlan", "is_miniature", "plan_training", "trainable"]
 
 MINIATURE_PARAMETERS = 50_000_000
 _OF_THE_CLASS = ("prior_weight", "class_pictures", "class_prompts")
@@ -145,6 +145,11 @@ def plan_training(request: TrainingRequest, catalog: Catalog, pictures: int | No
     )
 
 
+def is_miniature(model: Model) -> bool:
+    """Whether it is one of the small models of the captioned world."""
+    return model.parameters < MINIATURE_PARAMETERS
+
+
 def trainable(catalog: Catalog, name: str) -> Model:
     """The model of that name, if it can be trained here."""
     model = catalog.model(name)
@@ -167,7 +172,7 @@ def _hindrance(model: Model) -> str | None:
 
 
 def _choice(model: Model, method: Method) -> _Choice:
-    small = model.parameters < MINIATURE_PARAMETERS
+    small = is_miniature(model)
     if method == "textual-inversion":
         return _MINIATURE_INVERSION if small else _REAL_INVERSION
     return _MINIATURE if small else _REAL[model.family]
@@ -209,7 +214,7 @@ def _refuse(request: TrainingRequest, why: str, *fields: str) -> None:
 
 def _class_prompts(request: TrainingRequest, model: Model, choice: _Choice, seed: int) -> tuple[str, ...]:
     """A miniature knows scenes, not nouns: its own ones are what must be kept."""
-    if model.parameters >= MINIATURE_PARAMETERS:
+    if not is_miniature(model):
         return (f"a {request.class_noun}",)
     rng = np.random.default_rng((seed % 2**32, 11))
     count = request.class_pictures or choice.class_pictures

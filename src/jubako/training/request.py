@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, AliasChoices, Field
 
-from jubako.request import Request
+from jubako.request import ADAPTER_NAME, PictureBytes, Request
 
-__all__ = ["Method", "Targets", "TrainingRequest"]
+__all__ = ["FineTuning", "Method", "Targets", "TrainingRequest"]
 
 Method = Literal["dreambooth-lora", "textual-inversion"]
 Targets = Literal["attention", "transformer", "all"]
@@ -29,7 +29,10 @@ Text = Annotated[str, Field(max_length=400), AfterValidator(_words)]
 class TrainingRequest(Request):
     """Which model is to learn which word for which subject, and how; unset fields are the model's choice."""
 
-    model: str = Field(description="The model to train, by its name in the catalog")
+    model: str = Field(
+        description="The model to train, by its name in the catalog",
+        validation_alias=AliasChoices("model", "base"),
+    )
     trigger: str = Field(
         max_length=32,
         pattern=r"^[a-z][a-z0-9-]*[a-z0-9]$",
@@ -107,4 +110,21 @@ class TrainingRequest(Request):
     )
     checkpoint_every: int | None = Field(
         default=None, ge=1, description="Steps between two checkpoints; unset: ten in all"
+    )
+
+
+class FineTuning(TrainingRequest):
+    """``POST /v1/fine_tuning/jobs``: the request with its pictures, and what becomes of both."""
+
+    images: tuple[PictureBytes, ...] = Field(
+        default=(),
+        description="3 to 50 pictures of the subject, or a zip of them: uploads, base64 or data: URLs",
+        validation_alias=AliasChoices("images", "image"),
+    )
+    name: str | None = Field(
+        default=None, pattern=ADAPTER_NAME, description="The adapter's name; unset: the trigger"
+    )
+    keep_images: bool = Field(
+        default=False,
+        description="Keep the pictures beside the adapter; otherwise they are deleted at the end",
     )

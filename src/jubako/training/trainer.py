@@ -27,7 +27,7 @@ from jubako.training.encodings import Encodings, encoded
 from jubako.training.folder import TrainingFolder, replaced, write_whole
 from jubako.training.learner import learner
 from jubako.training.objective import Noised, objective, squared_errors
-from jubako.training.plan import trainable
+from jubako.training.plan import is_miniature, trainable
 from jubako.training.studio import Studio
 from jubako.weights.components import ComponentStore
 from jubako.weights.placement import resolve_dtype
@@ -40,6 +40,8 @@ WEIGHT_DECAY = 1e-4
 # A denoiser of this size does not leave room for its activations on most devices.
 CHECKPOINTED_PARAMETERS = 500_000_000
 _TELL_EVERY_S = 1.0
+MOST_HELD_SECONDS = 2.0
+_LOOK_SECONDS = 0.02
 _VALIDATION_SEED = 7
 
 
@@ -65,6 +67,9 @@ class Trainer:
         self._stopping = stopping
         self.plan, self._sha256 = folder.read_plan()
         self._entry = trainable(catalog, self.plan.model)
+        if is_miniature(self._entry):
+            # It gains nothing from a second one, and on busy cores waits for it.
+            torch.set_num_threads(1)
         self._model = _loaded(self._entry.name, catalog, settings, accelerator.device)
         self._studio = Studio(self._model, catalog, self.plan.resolution)
         self._told_at = 0.0
@@ -100,6 +105,7 @@ class Trainer:
         plan, began, before = self.plan, time.monotonic(), progress.seconds
         first = progress.step
         for step in range(first, plan.steps):
+            self._wait_while_held()
             for group in optimizer.param_groups:
                 group["lr"] = plan.learning_rate * min(1.0, (step + 1) / WARM_UP_STEPS)
             loss = self._step(step, encodings, parameters, optimizer)
@@ -112,11 +118,20 @@ class Trainer:
             due = progress.step % plan.checkpoint_every == 0 or progress.step == plan.steps or stop
             if due and self._main:
                 save(self._folder, self._learner, optimizer, progress)
-                self._folder.tell("checkpoint", step=progress.step, steps=plan.steps)
+                self._folder.tell(
+                    "checkpoint", step=progress.step, steps=plan.steps, loss=progress.recent_loss
+                )
             if stop and progress.step < plan.steps:
                 raise Stopped
             if self._main and self._validates(progress.step):
                 self._validate(progress.step)
+
+    def _wait_while_held(self) -> None:
+        """Leave the device to others, but not for ever."""
+        if self._main:
+            until = time.monotonic() + MOST_HELD_SECONDS
+            while self._folder.held and time.monotonic() < until and not self._stopping():
+                time.sleep(_LOOK_SECONDS)
 
     def _step(
         self, step: int, encodings: Encodings, parameters: list[torch.nn.Parameter], optimizer: Any
@@ -182,6 +197,7 @@ class Trainer:
 
     def _prepared(self, phase: str, done: int, of: int) -> None:
         """Hear of the work before the first step."""
+        self._wait_while_held()
         if self._stopping():
             raise Stopped
         self._folder.tell("progress", phase=phase, done=done, of=of)
@@ -209,13 +225,12 @@ class Trainer:
         if not self._main or (now - self._told_at < _TELL_EVERY_S and not done):
             return
         self._told_at = now
-        recent = progress.losses[-20:]
         self._folder.tell(
             "progress",
             phase="training",
             step=progress.step,
             steps=self.plan.steps,
-            loss=round(sum(recent) / len(recent), 5),
+            loss=progress.recent_loss,
             seconds=round(progress.seconds, 1),
             seconds_left=round(seconds_left, 1),
         )
