@@ -9,6 +9,7 @@ JubakoError
 ├── KeyReused          409  the idempotency key belongs to another request
 ├── ResultGone         410  the result was removed to make room
 ├── TooLarge           413  a file or the whole body is larger than what is taken
+├── Overloaded         429  it would wait longer than it may
 ├── Cancelled          499  the client went away or cancelled
 ├── GenerationFailed   500  the engine failed on this job
 ├── UnusableWeights    500  what is on disk can't be made into the model
@@ -34,6 +35,7 @@ __all__ = [
     "JubakoError",
     "KeyReused",
     "ModelNotOnDisk",
+    "Overloaded",
     "ResultGone",
     "TimedOut",
     "TooLarge",
@@ -53,7 +55,7 @@ class JubakoError(Exception):
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
     code: ClassVar[str] = "internal_error"
-    retry_after: ClassVar[int | None] = None
+    retry_after: int | None = None
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
@@ -127,6 +129,19 @@ class TooLarge(JubakoError):
     status = 413
     type = "invalid_request_error"
     code = "too_large"
+
+
+class Overloaded(JubakoError):
+    """It would wait longer than it may; ``retry_after`` are the seconds after which it would not."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "overloaded"
+    retry_after = 1
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after: int = 1) -> None:
+        super().__init__(message, param=param)
+        self.retry_after = retry_after
 
 
 class Cancelled(JubakoError):

@@ -125,6 +125,12 @@ class Settings(BaseModel):
         description="Memory for the models of each family, as `20GB` or `8GiB`; `auto`: 90 % of what the GPU "
         "has free at start, on a CPU 60 % of the RAM",
     )
+    max_wait: float = Field(
+        default=60.0,
+        gt=0,
+        description="Seconds that a request may be expected to take; one that would take longer in its queue "
+        "is refused",
+    )
     timeout: float = Field(
         default=600.0, gt=0, description="Seconds after which a request that has no picture yet is cancelled"
     )

@@ -19,7 +19,7 @@ CATALOG = load_catalog()
         ("sd1.5", "cuda", 8, True),
         ("sd1.5", "cuda", 2, False),
         ("sdxl", "cuda", 12, True),
-        ("sdxl", "cuda", 8, False),
+        ("sdxl", "cuda", 6, False),
         ("sd3.5-large", "cuda", 24, False),
     ],
 )

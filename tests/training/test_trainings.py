@@ -25,7 +25,6 @@ from jubako.training.plan import TrainingPlan, plan_training
 from jubako.training.request import TrainingRequest
 from jubako.training.trainings import Trainings
 
-TENSOR = torch.ones(4, 4)
 PICTURES, _ = accept([png(draw(each)) for each in FIVE], 64)
 
 
@@ -42,7 +41,7 @@ def completed(path: Path, job: str) -> TrainingFolder:
     """A folder as a trainer leaves it."""
     home(path).prepare(job, plan(), PICTURES)
     folder = TrainingFolder(path / "trainings" / job)
-    layer = {"x.lora_A.weight": TENSOR, "x.lora_B.weight": TENSOR}
+    layer = {"x.lora_A.weight": torch.ones(4, 4), "x.lora_B.weight": torch.zeros(4, 4)}
     lora_file(folder.adapter, unet=layer)
     folder.sheet.write_bytes(PICTURES[0].png)
     card = {"base": "tiny-sd", "trigger": "zog", "settings": plan().model_dump(mode="json")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from jubako.adapters.store import AdapterStore
 from jubako.catalog import Catalog
@@ -18,14 +19,26 @@ __all__ = ["Admission"]
 class Admission:
     """Turns requests into jobs that can be run here, or refuses them before anything is queued."""
 
-    def __init__(self, catalog: Catalog, settings: Settings, served: frozenset[str]) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        settings: Settings,
+        served: frozenset[str],
+        require_any_room: Callable[[str], None],
+    ) -> None:
         self._catalog = catalog
         self._default_model = settings.default_model
         self._adapters = AdapterStore(settings.home)
         self._served = served
+        self._require_any_room = require_any_room
 
-    async def job(self, request: AnyRequest) -> Job:
-        """The request's job; raises as :func:`jubako.planning.plan` does, or FamilyUnavailable."""
+    async def job(self, request: AnyRequest, *, durable: bool = False) -> Job:
+        """The request's job; raises as :func:`jubako.planning.plan`, or FamilyUnavailable, or Overloaded.
+
+        What is ``durable`` may wait.
+        """
+        if not durable:
+            self._glance(request)
         # Decoding and scaling a picture would hold up everyone else on the event loop.
         job = await asyncio.to_thread(plan, request, self._catalog, self._default_model)
         self.require_served(job)
@@ -34,10 +47,20 @@ class Admission:
 
     async def pictures(self, request: ImagesRequest) -> list[Job]:
         """The jobs of one of OpenAI's requests for pictures."""
+        self._glance(request)
         jobs = await asyncio.to_thread(plan_images, request, self._catalog, self._default_model)
         self.require_served(jobs[0])
         automatic = request.loras is None
         return await asyncio.to_thread(lambda: [self._bound(job, automatic) for job in jobs])
+
+    def _glance(self, request: AnyRequest | ImagesRequest) -> None:
+        """Refuse what could not be run anyway before a picture of it is decoded."""
+        family = (
+            self._catalog.model(request.model).family
+            if request.model
+            else self._catalog.default_model(self._default_model).family
+        )
+        self._require_any_room(family)
 
     def _bound(self, job: Job, automatic: bool) -> Job:
         """The job with its adapters, bound to what their names stand for now."""

@@ -42,6 +42,7 @@ async def _compare_images(body: Request) -> Response:
     rows = await asyncio.to_thread(plan_comparison, request, gateway.catalog)
     for row in rows:
         gateway.admission.require_served(row[0].job)
+    gateway.families.require_room([cell.job for row in rows for cell in row])
     limit = gateway.settings.timeout
     try:
         async with asyncio.timeout(limit):

@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jubako.errors import InvalidRequest, JubakoError, refusal
+from jubako.services.caller import caller, caller_of
 
 __all__ = ["ErrorShape", "answer", "client_gone"]
 
@@ -44,6 +45,11 @@ class ErrorShape:
             await self.app(scope, receive, send)
             return
         _receive.set(receive)
+        try:
+            caller.set(caller_of(scope))
+        except InvalidRequest as error:
+            await answer(error)(scope, receive, send)
+            return
         held: list[Message] = []
         started = False
 

@@ -6,7 +6,8 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncGenerator, AsyncIterable, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import aiohttp
@@ -14,10 +15,13 @@ from bentoml.exceptions import BentoMLException
 
 from jubako.catalog import Catalog
 from jubako.errors import Cancelled, FamilyUnavailable, JubakoError
+from jubako.fair_queue import Ask, FairQueue
 from jubako.job import Job
 from jubako.pictures import started_from
 from jubako.result import Progress, Result
+from jubako.services.caller import caller
 from jubako.services.connection import client_gone
+from jubako.services.demand import ask_of, window_of
 from jubako.services.family import ModelState
 from jubako.settings import Settings
 
@@ -42,12 +46,30 @@ class Families:
         self._control = control
         self._catalog = catalog
         self._settings = settings
-        self._at_work = 0
+        self.queues = {name: FairQueue(window_of(catalog.families[name]), settings.max_wait) for name in work}
 
     @property
     def busy(self) -> bool:
         """Whether this gateway waits for a family's work."""
-        return self._at_work > 0
+        return any(queue.at_work for queue in self.queues.values())
+
+    def require_room(self, jobs: Sequence[Job]) -> float | None:
+        """Seconds within which all of them will be done, as a promise; Overloaded when it can't be given.
+
+        None before a family was measured.
+        """
+        asks: dict[str, list[Ask]] = {}
+        for job in jobs:
+            for stage in (job.source, job) if job.source is not None else (job,):
+                asks.setdefault(stage.family, []).append(self._ask(stage))
+        promises = [self.queues[family].require_room(_together(own)) for family, own in asks.items()]
+        return None if None in promises else sum(filter(None, promises))
+
+    def require_any_room(self, family: str) -> None:
+        """Overloaded when not even the smallest job could be taken now."""
+        if family in self.queues:
+            now = caller.get()
+            self.queues[family].require_room(Ask(0.0, 1, now.owner, now.priority, now.within))
 
     async def run(self, job: Job) -> Result:
         """One job's finished result, or its error raised. A client that goes away cancels the job."""
@@ -60,7 +82,7 @@ class Families:
         ) == "request"
         call = self._batched(client, job) if by_request else client.generate(job=job)
         async with self._reached(job.family):
-            return (await self._while_wanted(call, job)).checked()
+            return (await self._while_wanted(self._in_turn(call, job), job)).checked()
 
     async def run_all(self, jobs: Sequence[Job]) -> list[Result]:
         """The results of jobs that run at once. When one fails, the others are cancelled."""
@@ -79,7 +101,7 @@ class Families:
         """
         ended = False
         try:
-            async with self._reached(job.family):
+            async with self._reached(job.family), self._turn(job):
                 async for line in _lines(self._client(job).generate_events(job=job, durable=durable)):
                     event = _event(line)
                     ended = isinstance(event, Result)
@@ -115,6 +137,19 @@ class Families:
     def _client(self, job: Job) -> Any:
         return self._work[job.family].to_async
 
+    def _ask(self, job: Job) -> Ask:
+        return ask_of(job, self._catalog.model(job.model), caller.get())
+
+    def _turn(self, job: Job) -> AbstractAsyncContextManager[None]:
+        return self.queues[job.family].turn(self._ask(job))
+
+    async def _in_turn(self, call: Coroutine[Any, Any, Result], job: Job) -> Result:
+        try:
+            async with self._turn(job):
+                return await call
+        finally:
+            call.close()
+
     async def _batched(self, client: Any, job: Job) -> Result:
         results: list[Result] = await client.generate_batch(jobs=[job])
         return results[0]
@@ -136,7 +171,6 @@ class Families:
 
     @asynccontextmanager
     async def _reached(self, family: str) -> AsyncGenerator[None, None]:
-        self._at_work += 1
         try:
             yield
         except JubakoError:
@@ -146,8 +180,11 @@ class Families:
             raise FamilyUnavailable(
                 f"the service of the family {family} is loading, down or unreachable; try again soon"
             ) from error
-        finally:
-            self._at_work -= 1
+
+
+def _together(asks: Sequence[Ask]) -> Ask:
+    """Several jobs of one request: all of the work, and the rows of the largest."""
+    return replace(asks[0], work=sum(ask.work for ask in asks), rows=max(ask.rows for ask in asks))
 
 
 async def _lines(chunks: AsyncIterable[str]) -> AsyncGenerator[str, None]:

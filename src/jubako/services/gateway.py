@@ -60,7 +60,7 @@ def gateway_service(**services: Any) -> Any:
             work = {name: getattr(self, name) for name in served}
             control = {name: getattr(self, _control(name)) for name in served}
             self.families = Families(work, control, catalog, settings)
-            self.admission = Admission(catalog, settings, frozenset(served))
+            self.admission = Admission(catalog, settings, frozenset(served), self.families.require_any_room)
             self.trainings = Trainings(settings, lambda: self.families.busy)
             self.jobs = JobDesk(settings, catalog, self.families, self.trainings)
             self.started = False
@@ -129,8 +129,9 @@ def gateway_service(**services: Any) -> Any:
                 raise request
             job = _alone(await self.admission.job(request))
             job = job.model_copy(update={"warnings": (*job.warnings, *warnings)})
+            promise = self.families.require_room([job])
             result = await self.families.run(job)
-            return Response(result.content, 200, _headers(job, result), result.content_type)
+            return Response(result.content, 200, _headers(job, result, promise), result.content_type)
 
         @bentoml.on_startup
         async def open_jobs(self) -> None:
@@ -181,7 +182,7 @@ def _alone(job: Job) -> Job:
     return job.model_copy(update={"solid": solid, "warnings": (*job.warnings, told)})
 
 
-def _headers(job: Job, result: Result) -> dict[str, str]:
+def _headers(job: Job, result: Result, promise: float | None) -> dict[str, str]:
     timings = result.timings.model_dump() if result.timings else {}
     headers = {
         "X-Seed": str(result.seed),
@@ -189,6 +190,8 @@ def _headers(job: Job, result: Result) -> dict[str, str]:
         "Server-Timing": ", ".join(f"{name};dur={1000 * seconds:.1f}" for name, seconds in timings.items()),
         "Content-Disposition": f'inline; filename="{result.job_id}.{job.output_format}"',
     }
+    if promise is not None:
+        headers["X-Promised-Seconds"] = f"{promise:.1f}"
     if job.warnings:
         headers["X-Warnings"] = json.dumps(job.warnings)
     return headers

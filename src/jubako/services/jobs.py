@@ -67,7 +67,7 @@ async def submitted(
 ) -> Record:
     """The durable job of a request; the same key gives the same job again."""
     gateway = bentoml.get_current_service()
-    job = await gateway.admission.job(request)
+    job = await gateway.admission.job(request, durable=True)
     job = job.model_copy(update={"warnings": (*job.warnings, *warnings)})
     limit = gateway.catalog.model(job.model).limits.max_n if isinstance(request, TextToImage) else 1
     if n > limit:
