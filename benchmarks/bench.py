@@ -201,7 +201,7 @@ def _staggered(model: Any, batcher: Any, jobs: Sequence[Job], size: int) -> dict
 
     This thread prepares while the batcher's thread denoises, as in the server. The final latents by seed.
     """
-    from jubako.engine.batcher import Ticket
+    from jubako.engine.ticket import Ticket
 
     events: SimpleQueue[Any] = SimpleQueue()
     waiting = deque(jobs)

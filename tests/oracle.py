@@ -17,8 +17,9 @@ import torch
 from PIL import Image, ImageDraw
 
 from jubako.catalog import load_catalog
-from jubako.engine.batcher import StepBatcher, Ticket
+from jubako.engine.batcher import StepBatcher
 from jubako.engine.samples import Sample
+from jubako.engine.ticket import Ticket
 from jubako.families import sd, sd3, sdxl
 from jubako.families.latent import LatentModel
 from jubako.families.loaded import LoadedModel

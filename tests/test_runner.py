@@ -17,8 +17,8 @@ from PIL import Image
 from pipelines import sd_pipeline
 
 from jubako.catalog import Catalog, load_catalog
-from jubako.engine.batcher import Ticket
 from jubako.engine.samples import Sample
+from jubako.engine.ticket import Ticket
 from jubako.job import Job
 from jubako.pictures import png
 from jubako.planning import plan

@@ -14,6 +14,7 @@ JubakoError
 ├── GenerationFailed   500  the engine failed on this job
 ├── UnusableWeights    500  what is on disk can't be made into the model
 ├── ModelNotOnDisk     503  the catalog knows the model, its weights are not here
+├── OutOfMemory        503  the memory does not hold this job alone, or its model
 ├── WeightsUnavailable 503  the weight set or precision that is set for the model can't be served here
 ├── FamilyUnavailable  503  the family's service is loading, down or unreachable
 └── TimedOut           504  the deadline passed before the picture was done
@@ -35,6 +36,7 @@ __all__ = [
     "JubakoError",
     "KeyReused",
     "ModelNotOnDisk",
+    "OutOfMemory",
     "Overloaded",
     "ResultGone",
     "TimedOut",
@@ -169,6 +171,13 @@ class ModelNotOnDisk(JubakoError):
 
     status = 503
     code = "model_not_on_disk"
+
+
+class OutOfMemory(JubakoError):
+    """The memory does not hold this job alone, or its model; the text says what takes less."""
+
+    status = 503
+    code = "out_of_memory"
 
 
 class WeightsUnavailable(JubakoError):

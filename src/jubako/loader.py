@@ -13,14 +13,14 @@ import torch
 from jubako.adapters.bank import AdapterBank
 from jubako.adapters.store import AdapterStore
 from jubako.catalog import Family, Model
-from jubako.errors import GenerationFailed, JubakoError
+from jubako.errors import GenerationFailed, JubakoError, OutOfMemory
 from jubako.families.acceleration import Acceleration, accelerate
 from jubako.families.latent import LatentModel
 from jubako.families.loaded import LoadedModel
 from jubako.families.row_buckets import fast_predict
 from jubako.families.warm_up import example_job, warm_up
 from jubako.hardware import Machine
-from jubako.memory import give_back
+from jubako.memory import give_back, out_of_memory
 from jubako.settings import Settings
 from jubako.weights.chooser import Chooser
 from jubako.weights.components import Assembly, ComponentStore
@@ -80,7 +80,7 @@ class FamilyLoader:
         return sum(size for key, size in sizes.items() if key not in held)
 
     def load(self, name: str, on_progress: Callable[[float], None]) -> LoadedModel:
-        """The model in memory; ModelNotOnDisk, UnusableWeights or GenerationFailed when it can't be had."""
+        """The model in memory; ModelNotOnDisk, UnusableWeights, OutOfMemory, GenerationFailed say why not."""
         failure: JubakoError
         try:
             return self._loaded(name, on_progress)
@@ -88,9 +88,8 @@ class FamilyLoader:
             logger.warning("loading %s failed: %s", name, error)
             failure = error
             failure.__cause__ = failure.__context__ = failure.__traceback__ = None
-        except Exception:
-            logger.exception("loading %s failed", name)
-            failure = GenerationFailed(f"the weights of {name} could not be loaded")
+        except Exception as error:  # noqa: BLE001 # it is told in the log and to whoever waits
+            failure = _failure(name, error)
         # Only now: the error's frames held what was read of the model.
         give_back()
         raise failure
@@ -159,6 +158,18 @@ class FamilyLoader:
             job = example_job(entry, self._family)
             warm_up(model, model.prepare(job), _modules(model))
         return model
+
+
+def _failure(name: str, error: Exception) -> JubakoError:
+    if out_of_memory(error):
+        logger.warning("no memory to load %s: %s", name, str(error))
+        return OutOfMemory(
+            f"model: {name} does not fit into the memory that is free; a lower JUBAKO_PRECISION, a smaller "
+            "model or another device may",
+            param="model",
+        )
+    logger.error("loading %s failed", name, exc_info=error)
+    return GenerationFailed(f"the weights of {name} could not be loaded")
 
 
 def _modules(model: LoadedModel) -> list[torch.nn.Module]:

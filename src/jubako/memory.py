@@ -1,18 +1,34 @@
-"""The memory that models live in: how much of it they may take, and how it goes back to the system."""
+"""The memory that models live in: how much they may take, how it goes back, what to do when there is none."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
+import logging
 import os
 import sys
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-__all__ = ["cgroup_limit", "default_budget", "freeze", "give_back"]
+from jubako.errors import OutOfMemory
+
+__all__ = [
+    "cgroup_limit",
+    "default_budget",
+    "freeze",
+    "give_back",
+    "out_of_memory",
+    "too_large",
+    "tried_twice",
+]
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # What is left is for activations, for the libraries themselves and, on a CPU, for the rest of the machine.
 GPU_SHARE = 0.9
@@ -20,6 +36,15 @@ CPU_SHARE = 0.6
 
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUP = Path("/proc/self/cgroup")
+
+# What PyTorch on a CPU, cuBLAS, ONNX Runtime and the system say; only PyTorch on a GPU has a class for it.
+_NO_MEMORY = (
+    "can't allocate memory",
+    "cannot allocate memory",
+    "failed to allocate memory",
+    "out of memory",
+    "cublas_status_alloc_failed",
+)
 
 
 def default_budget(device: torch.device) -> int:
@@ -64,6 +89,36 @@ def give_back() -> None:
         torch.cuda.empty_cache()
     if trim := _malloc_trim():
         trim(0)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there was no memory, be it the GPU's or the machine's."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    told = str(error).lower()
+    return any(words in told for words in _NO_MEMORY)
+
+
+def too_large() -> OutOfMemory:
+    """What a job fails with that the memory does not hold."""
+    return OutOfMemory(
+        "the memory does not hold this job, not even alone; ask for a smaller width and height, or for fewer "
+        "frames"
+    )
+
+
+def tried_twice(work: Callable[[], T]) -> T:
+    """What some work for a job gives, begun once more where there was no memory for it; then OutOfMemory."""
+    for attempt in (1, 2):
+        try:
+            return work()
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            logger.warning("no memory, attempt %d: %s", attempt, str(error))
+        # Only now: the error's frames held what the work had made so far.
+        give_back()
+    raise too_large()
 
 
 def _limits(mount: Path, path: str, file: str) -> list[int]:

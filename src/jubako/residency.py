@@ -15,12 +15,13 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from jubako.catalog import Model
-from jubako.errors import Cancelled, FamilyUnavailable
+from jubako.errors import Cancelled, FamilyUnavailable, OutOfMemory
 from jubako.weights.graphs.store import is_on_disk
 
 __all__ = ["Lease", "Loader", "Residence", "Residency", "located"]
@@ -265,7 +266,7 @@ class Residency(Generic[T]):
     def _load(self, name: str, lease: Lease[T]) -> None:
         started = perf_counter()
         try:
-            model = self._loader.load(name, lambda fraction: self._progressed(name, fraction))
+            model = self._read(name, lease)
         except Exception as error:  # noqa: BLE001 # whoever waits gets it, and the next who asks has it tried again
             self._fail([waiting for waiting in self._waiting() if name in waiting.names], error)
             return
@@ -280,6 +281,18 @@ class Residency(Generic[T]):
             pass
         if self._loader.bytes > self.budget:
             logger.warning("%s is past the memory budget; %s", name, self._filling())
+
+    def _read(self, name: str, lease: Lease[T]) -> T:
+        """The model from disk; where the memory is less than the budget says, once more without idle ones."""
+        progressed = partial(self._progressed, name)
+        try:
+            return self._loader.load(name, progressed)
+        except OutOfMemory:
+            if not self._evict_idle(lease.names):
+                raise
+        while self._evict_idle(lease.names):
+            pass
+        return self._loader.load(name, progressed)
 
     def _progressed(self, name: str, fraction: float) -> None:
         with self._changed:

@@ -19,16 +19,17 @@ import torch
 from PIL import Image
 
 from jubako.catalog import Family
-from jubako.engine.batcher import StepBatcher, Ticket
+from jubako.engine.batcher import StepBatcher
 from jubako.engine.samples import Sample
-from jubako.errors import Cancelled, GenerationFailed, JubakoError, TimedOut
+from jubako.engine.ticket import Ticket, failure_of
+from jubako.errors import Cancelled, JubakoError, TimedOut
 from jubako.families.acceleration import Acceleration, acceleration_for, in_effect
 from jubako.families.latent import LatentModel
 from jubako.families.loaded import Finished, LoadedModel
 from jubako.hardware import machine, require_device
 from jubako.job import Job
 from jubako.loader import FamilyLoader
-from jubako.memory import default_budget, freeze
+from jubako.memory import default_budget, freeze, out_of_memory, tried_twice
 from jubako.probe import own_signals
 from jubako.residency import Lease, Residence, Residency, located
 from jubako.result import Progress, Result, Timings
@@ -119,10 +120,10 @@ class Runner:
             return Result.failed(job.id, job.seed, error)
         except TimeoutError:
             return Result.failed(job.id, job.seed, TimedOut(f"no result after {seconds:g} s; cancelled"))
-        except Exception:
-            logger.exception("job %s failed", job.id)
-            failure = GenerationFailed("the model failed on this job; the server's log says why")
-            return Result.failed(job.id, job.seed, failure)
+        except Exception as error:
+            if not out_of_memory(error):
+                logger.exception("job %s failed", job.id)
+            return Result.failed(job.id, job.seed, failure_of(error))
         else:
             if durable:
                 logger.info("job %s ended", job.id)
@@ -214,7 +215,8 @@ class Runner:
     def _finished(self, model: LoadedModel, decoded: torch.Tensor, job: Job, timings: Timings) -> Result:
         began = perf_counter()
         record = read_record(self.settings.home, self.family.models[job.model])
-        finished = model.finish(decoded, job, {"commit": record.commit if record else None})
+        facts = {"commit": record.commit if record else None}
+        finished = tried_twice(partial(model.finish, decoded, job, facts))
         return _result(job, finished, timings.model_copy(update={"encoded": perf_counter() - began}))
 
 
@@ -251,10 +253,14 @@ def _prepared(models: tuple[LoadedModel, ...], job: Job, ticket: Ticket) -> tupl
     if ticket.cancelled:
         raise Cancelled("the job was cancelled")
     began = perf_counter()
+    return tried_twice(partial(_sample, models, job)), began
+
+
+def _sample(models: tuple[LoadedModel, ...], job: Job) -> Sample:
     sample = models[0].prepare(job)
     if job.refinement is not None:
         sample.successor = models[1].prepare_refinement(job)
-    return sample, began
+    return sample
 
 
 def _tell_preview(

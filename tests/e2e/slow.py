@@ -50,7 +50,7 @@ class Sleeper:
         time.sleep(FORWARD_SECONDS)
         return inputs * 0
 
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+    def decode(self, latents: torch.Tensor, *, sparing: bool = False, upcast: bool = False) -> torch.Tensor:
         return latents * 0 + 0.5
 
     def preview(self, latents: torch.Tensor) -> torch.Tensor | None:

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from jubako.engine.batcher import StepBatcher, Ticket
-from jubako.engine.samples import Sample
+from jubako.engine.batcher import StepBatcher
+from jubako.engine.samples import Decode, Sample
 from jubako.engine.schedule import Schedule, make_scheduler
+from jubako.engine.ticket import Ticket
 from jubako.errors import Cancelled, GenerationFailed
 
 EULER = {"num_train_timesteps": 1000}
@@ -43,7 +44,7 @@ class CountingDenoiser:
         self.before()
         return torch.zeros_like(inputs)
 
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+    def decode(self, latents: torch.Tensor, *, sparing: bool = False, upcast: bool = False) -> torch.Tensor:
         self.decoded.append(len(latents))
         return latents[:, :3]
 
@@ -181,14 +182,14 @@ def test_a_job_cancelled_before_its_first_step_takes_none(batcher: StepBatcher) 
 
 def test_a_failing_forward_fails_its_samples_and_the_next_ones_run(batcher: StepBatcher) -> None:
     def explode() -> None:
-        raise RuntimeError("no memory left")
+        raise RuntimeError("no such layer")
 
     denoiser = CountingDenoiser(before=explode)
     denoiser.gate.set()
     with pytest.raises(GenerationFailed) as caught:
         submit(batcher, sample(denoiser, 1, 5)).decoded.result(10)
     assert isinstance(caught.value.__cause__, RuntimeError)
-    assert "memory" not in caught.value.message
+    assert "layer" not in caught.value.message
     denoiser.before = lambda: None
     submit(batcher, sample(denoiser, 2, 5)).decoded.result(10)
 
@@ -241,9 +242,7 @@ def test_closing_finishes_what_runs() -> None:
     assert len(denoiser.forwards) == 5
 
 
-def clip(
-    denoiser: CountingDenoiser, seed: int, steps: int, decode: Callable[[torch.Tensor], torch.Tensor]
-) -> Sample:
+def clip(denoiser: CountingDenoiser, seed: int, steps: int, decode: Decode) -> Sample:
     return replace(sample(denoiser, seed, steps), latents=torch.zeros(1, 5, 4, 2, 2), decode=decode)
 
 
@@ -261,7 +260,7 @@ def test_clips_are_decoded_one_by_one_each_in_its_own_way(batcher: StepBatcher) 
     denoiser = CountingDenoiser()
     seen = []
 
-    def decode(number: int, latents: torch.Tensor) -> torch.Tensor:
+    def decode(number: int, latents: torch.Tensor, **_: bool) -> torch.Tensor:
         seen.append((number, tuple(latents.shape)))
         return latents + number
 
@@ -277,12 +276,12 @@ def test_clips_are_decoded_one_by_one_each_in_its_own_way(batcher: StepBatcher) 
 
 
 def test_a_clip_that_can_not_be_decoded_harms_no_other(batcher: StepBatcher) -> None:
-    def explode(_: torch.Tensor) -> torch.Tensor:
-        raise RuntimeError("no memory left")
+    def explode(latents: torch.Tensor, **_: bool) -> torch.Tensor:
+        raise RuntimeError("no decoder left")
 
     denoiser = CountingDenoiser()
     bad = submit(batcher, clip(denoiser, 1, 2, explode))
-    good = submit(batcher, clip(denoiser, 2, 2, lambda latents: -latents))
+    good = submit(batcher, clip(denoiser, 2, 2, lambda latents, **_: -latents))
     denoiser.gate.set()
     good.decoded.result(10)
     with pytest.raises(GenerationFailed):
@@ -292,7 +291,7 @@ def test_a_clip_that_can_not_be_decoded_harms_no_other(batcher: StepBatcher) -> 
 def test_a_clip_cancelled_at_its_last_step_is_not_decoded(batcher: StepBatcher) -> None:
     decoded = []
 
-    def decode(latents: torch.Tensor) -> torch.Tensor:
+    def decode(latents: torch.Tensor, **_: bool) -> torch.Tensor:
         decoded.append(1)
         return latents
 

@@ -10,7 +10,8 @@ import torch
 from oracle import CATALOG, job, wrapped
 from torch.nn import functional
 
-from jubako.engine.batcher import StepBatcher, Ticket
+from jubako.engine.batcher import StepBatcher
+from jubako.engine.ticket import Ticket
 from jubako.families.preview import fitted
 
 FACTOR = 8

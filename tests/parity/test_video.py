@@ -15,7 +15,8 @@ from oracle import CATALOG, SIDE, Difference, Outcome, batched, difference, phot
 from PIL import Image
 from video_pipelines import animatediff_pipeline, sv3d_pipeline, svd_pipeline
 
-from jubako.engine.batcher import StepBatcher, Ticket
+from jubako.engine.batcher import StepBatcher
+from jubako.engine.ticket import Ticket
 from jubako.families import video
 from jubako.job import Clip, Job
 from jubako.schedulers import resolve_scheduler

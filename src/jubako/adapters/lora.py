@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from jubako.errors import InvalidRequest, UnusableWeights
+from jubako.memory import out_of_memory
 from jubako.weights.overlay import injected, touched_by_lora
 from jubako.weights.parts import beginning
 
@@ -84,9 +85,9 @@ def read_lora(name: str, file: Path, pipeline: Any, model: str) -> Lora:
                 found[component] = {
                     path: _placed(layer, pipeline.device, module.dtype) for path, layer in layers.items()
                 }
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:
+        if out_of_memory(error):
+            raise
         raise _refused(name, model, beginning(error)) from error
     if not any(found.values()):
         raise _refused(name, model, "it has no layers for it")

@@ -2,8 +2,7 @@
 
 A sample joins at any step boundary and leaves when its last step is done, or when it is cancelled. Buckets
 take turns, and so do the samples of a bucket that has more rows than one forward may hold: nobody starves,
-and a short job is not held up by a long one. Finished samples of a turn are decoded together, but those that
-have a way of their own (clips, a few frames at a time) one by one.
+and a short job is not held up by a long one. A forward that the memory does not hold is run again in halves.
 """
 
 from __future__ import annotations
@@ -12,70 +11,22 @@ import logging
 import queue
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import Future
-from time import perf_counter
+from collections.abc import Hashable, Sequence
 
 import torch
 
+from jubako.engine.decoding import decode
+from jubako.engine.row_bounds import RowBounds
 from jubako.engine.samples import Denoiser, Sample, predict_together
-from jubako.errors import Cancelled, GenerationFailed
+from jubako.engine.ticket import Ticket
+from jubako.errors import Cancelled
+from jubako.memory import give_back, out_of_memory
 
-__all__ = ["StepBatcher", "Ticket"]
+__all__ = ["StepBatcher"]
 
 logger = logging.getLogger(__name__)
 
-
-class Ticket:
-    """A job's place in the batcher: cancel it, hear of its steps, wait for what is decoded of it.
-
-    That is a picture [3, H, W] from 0 to 1, or whatever else the model's ``decode`` gives. After every
-    ``preview_every`` steps but the last, ``on_preview`` gets a small picture [3, h, w] of what there is so
-    far. Both listeners are called on the denoiser's thread, a step's ``on_step`` before its ``on_preview``.
-    """
-
-    def __init__(
-        self,
-        on_step: Callable[[int, int], None] | None = None,
-        *,
-        preview_every: int = 0,
-        on_preview: Callable[[torch.Tensor], None] | None = None,
-    ) -> None:
-        self.decoded: Future[torch.Tensor] = Future()
-        # Marked as running, so that a waiter that goes away can't take the future with it.
-        self.decoded.set_running_or_notify_cancel()
-        self.denoised_at = self.decoded_at = 0.0
-        self._on_step = on_step
-        self._preview_every = preview_every
-        self._on_preview = on_preview
-        self._cancelled = threading.Event()
-
-    def cancel(self) -> None:
-        """Ask that it stop; the batcher obeys before the next forward."""
-        self._cancelled.set()
-
-    @property
-    def cancelled(self) -> bool:
-        """Whether cancelling was asked for."""
-        return self._cancelled.is_set()
-
-    def stepped(self, step: int, steps: int) -> None:
-        """Tell the listener of a step; a listener's own failure is its own affair."""
-        if self._on_step is not None:
-            try:
-                self._on_step(step, steps)
-            except Exception:
-                logger.exception("a progress listener failed")
-
-    def shows(self, step: int, steps: int) -> bool:
-        """Whether a preview is wanted after this step."""
-        wanted = self._on_preview is not None and self._preview_every > 0
-        return wanted and step < steps and step % self._preview_every == 0
-
-    def show(self, picture: torch.Tensor) -> None:
-        """Hand over a preview."""
-        if self._on_preview is not None:
-            self._on_preview(picture)
+_Member = tuple[Sample, Ticket]
 
 
 class StepBatcher:
@@ -85,10 +36,11 @@ class StepBatcher:
     """
 
     def __init__(self) -> None:
-        self._inbox: queue.SimpleQueue[tuple[Sample, Ticket] | None] = queue.SimpleQueue()
-        self._buckets: OrderedDict[Hashable, deque[tuple[Sample, Ticket]]] = OrderedDict()
+        self._inbox: queue.SimpleQueue[_Member | None] = queue.SimpleQueue()
+        self._buckets: OrderedDict[Hashable, deque[_Member]] = OrderedDict()
         self._closed = False
         self._pace = _Pace()
+        self._bounds = RowBounds()
         self.forwards = 0
         self.rows = 0
         self.live_rows = 0
@@ -133,7 +85,7 @@ class StepBatcher:
         for key, members in list(self._buckets.items()):
             for member in [member for member in members if member[1].cancelled]:
                 members.remove(member)
-                member[1].decoded.set_exception(Cancelled("the job was cancelled"))
+                member[1].fail(Cancelled("the job was cancelled"))
             if not members:
                 del self._buckets[key]
 
@@ -141,19 +93,9 @@ class StepBatcher:
         """One forward for the bucket that has waited longest."""
         key = next(iter(self._buckets))
         members = self._buckets[key]
-        batch, inputs = _scaled(_take(members))
-        try:
-            predictions = predict_together([sample for sample, _ in batch], inputs) if batch else []
-        except Exception as error:
-            logger.exception("a forward of %d samples failed", len(batch))
-            _fail(batch, error)
-            batch, predictions = [], []
-        if batch:
-            self._pace.forward_queued(predictions[0].device)
-        self.forwards += bool(batch)
-        self.rows += sum(sample.rows for sample, _ in batch)
+        batch, inputs = _scaled(_take(members, self._bounds.rows(key, members[0][0].denoiser.max_rows)))
         finished = []
-        for (sample, ticket), prediction in zip(batch, predictions, strict=True):
+        for (sample, ticket), prediction in self._predicted(key, batch, inputs):
             if not _advance(sample, ticket, prediction):
                 continue
             if not sample.schedule.done:
@@ -167,7 +109,52 @@ class StepBatcher:
         else:
             del self._buckets[key]
         if finished:
-            _decode(finished)
+            decode(finished)
+
+    def _predicted(
+        self, key: Hashable, batch: Sequence[_Member], inputs: Sequence[torch.Tensor]
+    ) -> list[tuple[_Member, torch.Tensor]]:
+        """The members with what the denoiser says of them; where the memory does not hold all, in parts.
+
+        A forward that failed has moved nothing on, and is run again with the same inputs.
+        """
+        predicted: list[tuple[_Member, torch.Tensor]] = []
+        count = len(batch)
+        while batch:
+            predictions = self._forward(batch[:count], inputs[:count])
+            if predictions is None and count > 1:
+                count = (count + 1) // 2
+                self._bounds.lower(key, sum(sample.rows for sample, _ in batch[:count]))
+                continue
+            predicted += zip(batch, predictions or (), strict=False)
+            batch, inputs = batch[count:], inputs[count:]
+        return predicted
+
+    def _forward(self, batch: Sequence[_Member], inputs: Sequence[torch.Tensor]) -> list[torch.Tensor] | None:
+        """One forward, none of which is left when it fails; None where the memory does not hold it.
+
+        Members fail with the model, and who does not fit alone.
+        """
+        try:
+            predictions = predict_together([sample for sample, _ in batch], inputs)
+        except Exception as error:
+            if short := out_of_memory(error):
+                # As text: whoever keeps what is logged would keep the error's frames, too.
+                logger.warning("no memory for a forward of %d samples: %s", len(batch), str(error))
+            else:
+                logger.exception("a forward of %d samples failed", len(batch))
+            if not short or len(batch) == 1:
+                _fail(batch, error)
+        else:
+            self._pace.forward_queued(predictions[0].device)
+            self.forwards += 1
+            self.rows += sum(sample.rows for sample, _ in batch)
+            return predictions
+        if not short:
+            return []
+        # Only now: the error's frames held what the forward had made so far.
+        give_back()
+        return None
 
 
 class _Pace:
@@ -191,9 +178,8 @@ class _Pace:
         self._before = queued
 
 
-def _take(members: deque[tuple[Sample, Ticket]]) -> list[tuple[Sample, Ticket]]:
+def _take(members: deque[_Member], limit: int) -> list[_Member]:
     """The longest waiting members whose rows fit one forward; at least one."""
-    limit = members[0][0].denoiser.max_rows
     batch = [members.popleft()]
     rows = batch[0][0].rows
     while members and rows + members[0][0].rows <= limit:
@@ -202,9 +188,7 @@ def _take(members: deque[tuple[Sample, Ticket]]) -> list[tuple[Sample, Ticket]]:
     return batch
 
 
-def _scaled(
-    batch: Sequence[tuple[Sample, Ticket]],
-) -> tuple[list[tuple[Sample, Ticket]], list[torch.Tensor]]:
+def _scaled(batch: Sequence[_Member]) -> tuple[list[_Member], list[torch.Tensor]]:
     """The members with their inputs; a scheduler that fails takes only its own sample with it."""
     fine, inputs = [], []
     for sample, ticket in batch:
@@ -255,40 +239,6 @@ def _show(denoiser: Denoiser, latents: torch.Tensor, ticket: Ticket) -> None:
         logger.exception("a preview failed")
 
 
-def _decode(finished: Sequence[tuple[Sample, Ticket]]) -> None:
-    """Decode the latents of one bucket and hand out what they become."""
-    now = perf_counter()
-    for _, ticket in finished:
-        ticket.denoised_at = now
-    together = [member for member in finished if member[0].decode is None]
-    if together:
-        _hand_out(together, together[0][0].denoiser.decode)
-    for sample, ticket in finished:
-        if sample.decode is None:
-            continue
-        if ticket.cancelled:  # a clip takes seconds to decode
-            ticket.decoded.set_exception(Cancelled("the job was cancelled"))
-        else:
-            _hand_out([(sample, ticket)], sample.decode)
-
-
-def _hand_out(
-    finished: Sequence[tuple[Sample, Ticket]], decode: Callable[[torch.Tensor], torch.Tensor]
-) -> None:
-    try:
-        decoded = decode(torch.cat([sample.latents for sample, _ in finished]))
-    except Exception as error:
-        logger.exception("decoding %d samples failed", len(finished))
-        _fail(finished, error)
-        return
-    now = perf_counter()
-    for (_, ticket), result in zip(finished, decoded, strict=True):
-        ticket.decoded_at = now
-        ticket.decoded.set_result(result)
-
-
-def _fail(batch: Sequence[tuple[Sample, Ticket]], error: Exception) -> None:
+def _fail(batch: Sequence[_Member], error: Exception) -> None:
     for _, ticket in batch:
-        failure = GenerationFailed("the model failed on this job; the server's log says why")
-        failure.__cause__ = error
-        ticket.decoded.set_exception(failure)
+        ticket.fail(error)

@@ -18,7 +18,19 @@ import torch
 from jubako.engine.schedule import Schedule
 from jubako.request import SkipLayerGuidance
 
-__all__ = ["Denoiser", "Kept", "Sample", "predict_together"]
+__all__ = ["Decode", "Denoiser", "Kept", "Sample", "predict_together"]
+
+
+class Decode(Protocol):
+    """A way from latents to what they stand for."""
+
+    def __call__(self, latents: torch.Tensor, *, sparing: bool = False, upcast: bool = False) -> torch.Tensor:
+        """Latents [n, …] to pictures [n, 3, H, W] with values from 0 to 1, and so on.
+
+        ``sparing`` asks for less memory, at the cost of time and of seams or flicker that one hardly sees;
+        ``upcast`` for float32, whatever the autoencoder is in. Who has no such way takes the usual one.
+        """
+        ...
 
 
 class Denoiser(Protocol):
@@ -36,8 +48,9 @@ class Denoiser(Protocol):
         """One forward: inputs [rows, …], timesteps [rows], conditioning [rows, …]; as many out."""
         ...
 
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents [n, …] to what they stand for: pictures [n, 3, H, W] with values from 0 to 1, and so on."""
+    @property
+    def decode(self) -> Decode:
+        """How its latents become what they stand for."""
         ...
 
     def preview(self, latents: torch.Tensor) -> torch.Tensor | None:
@@ -86,7 +99,7 @@ class Sample:
     kept: Kept | None = None
     channels: torch.Tensor | None = None
     guidance: torch.Tensor | None = None
-    decode: Callable[[torch.Tensor], torch.Tensor] | None = None
+    decode: Decode | None = None
     skip_layer_guidance: SkipLayerGuidance | None = None
     adapters: tuple[Any, ...] = ()
     adapted: Callable[[Sequence[Any]], AbstractContextManager[None]] | None = None

@@ -12,6 +12,7 @@ from functools import partial
 import torch
 
 from jubako.engine.samples import Sample
+from jubako.families.decoding import in_float32
 from jubako.families.frames import clip_of, decoded_frames, finished_clip
 from jubako.families.loaded import Finished
 from jubako.families.sd import StableDiffusion
@@ -45,10 +46,17 @@ class AnimateDiff(StableDiffusion):
         repeated = {name: rows.repeat_interleave(frames, dim=0) for name, rows in conditioning.items()}
         return super().predict(inputs, timesteps, repeated, skip_layers)
 
-    def decode(self, latents: torch.Tensor, chunk_size: int | None = None) -> torch.Tensor:
+    def decode(
+        self,
+        latents: torch.Tensor,
+        chunk_size: int | None = None,
+        *,
+        sparing: bool = False,
+        upcast: bool = False,
+    ) -> torch.Tensor:
         """Latents [n, c, frames, h, w] to clips [n, frames, 3, H, W] with values from 0 to 1."""
-        size = chunk_size or latents.shape[2]
-        vae = self.pipeline.vae
+        vae = in_float32(self.pipeline.vae) if upcast else self.pipeline.vae
+        size = 1 if sparing else chunk_size or latents.shape[2]
         return torch.stack([decoded_frames(vae, clip.movedim(1, 0), size) for clip in latents])
 
     def preview(self, latents: torch.Tensor) -> torch.Tensor | None:

@@ -26,6 +26,7 @@ from jubako.catalog import Model
 from jubako.engine.samples import Kept, Sample
 from jubako.engine.schedule import Schedule, make_scheduler
 from jubako.errors import InvalidRequest
+from jubako.families.decoding import in_float32, in_tiles
 from jubako.families.loaded import Finished, checked
 from jubako.families.preview import ColourMap, fitted
 from jubako.job import Job
@@ -178,11 +179,11 @@ class LatentModel(ABC):
         latents: torch.Tensor = (posterior.sample(generator) - self._shift) * vae.config.scaling_factor
         return latents
 
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+    def decode(self, latents: torch.Tensor, *, sparing: bool = False, upcast: bool = False) -> torch.Tensor:
         """Latents [n, c, h, w] to pictures [n, 3, H, W] with values from 0 to 1."""
-        vae = self.pipeline.vae
+        vae = in_float32(self.pipeline.vae) if upcast else self.pipeline.vae
         latents = latents.to(vae.dtype) / vae.config.scaling_factor + self._shift
-        pictures = vae.decode(latents, return_dict=False)[0]
+        pictures = in_tiles(vae, latents) if sparing else vae.decode(latents, return_dict=False)[0]
         decoded: torch.Tensor = self.pipeline.image_processor.denormalize(pictures)
         return decoded
 

@@ -87,7 +87,13 @@ class ShapE:
         prediction: torch.Tensor = self.denoiser(inputs, timesteps, **conditioning, return_dict=False)[0]
         return prediction[..., : inputs.shape[-1]]
 
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+    def decode(
+        self,
+        latents: torch.Tensor,
+        *,
+        sparing: bool = False,  # noqa: ARG002 # nothing is decoded here
+        upcast: bool = False,  # noqa: ARG002 # as above
+    ) -> torch.Tensor:
         """The latents as they are: what is made of them takes long, and the denoiser must not wait for it."""
         return latents
 

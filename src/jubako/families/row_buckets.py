@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from jubako.families.acceleration import Acceleration
+from jubako.memory import out_of_memory
 
 __all__ = ["ROWS", "CapturedForwards", "RowBuckets", "fast_predict", "row_counts"]
 
@@ -137,9 +138,9 @@ class CapturedForwards:
             # Other threads go on to encode prompts on this device.
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 prediction = self._predict(own["inputs"], own["timesteps"], conditioning, skip_layers)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception:
+        except Exception as error:
+            if out_of_memory(error):
+                raise
             logger.exception("a forward of %d rows can't be captured", len(own["inputs"]))
             self._refused.add(key)
             return None

@@ -19,6 +19,7 @@ from jubako.catalog import Model
 from jubako.engine.samples import Sample
 from jubako.engine.schedule import Schedule, make_scheduler
 from jubako.errors import InvalidRequest
+from jubako.families.decoding import in_float32
 from jubako.families.frames import clip_of, colours_of, decoded_frames, finished_clip
 from jubako.families.latent import guided
 from jubako.families.loaded import Finished, checked
@@ -105,10 +106,18 @@ class StableVideoDiffusion:
         prediction: torch.Tensor = self.pipeline.unet(inputs, timesteps, **conditioning, return_dict=False)[0]
         return prediction
 
-    def decode(self, latents: torch.Tensor, chunk_size: int | None = None) -> torch.Tensor:
+    def decode(
+        self,
+        latents: torch.Tensor,
+        chunk_size: int | None = None,
+        *,
+        sparing: bool = False,
+        upcast: bool = False,
+    ) -> torch.Tensor:
         """Latents [n, frames, c, h, w] to clips [n, frames, 3, H, W] with values from 0 to 1."""
-        size = chunk_size or latents.shape[1]
-        return torch.stack([decoded_frames(self.pipeline.vae, clip, size) for clip in latents])
+        vae = in_float32(self.pipeline.vae) if upcast else self.pipeline.vae
+        size = 1 if sparing else chunk_size or latents.shape[1]
+        return torch.stack([decoded_frames(vae, clip, size) for clip in latents])
 
     def preview(self, latents: torch.Tensor) -> torch.Tensor | None:
         """The middle frame that clean latents [1, frames, c, h, w] amount to, [3, h, w], by colours alone."""

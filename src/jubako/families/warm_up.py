@@ -14,6 +14,7 @@ from jubako.engine.samples import Denoiser, Sample
 from jubako.families.acceleration import uncompiled
 from jubako.families.row_buckets import row_counts
 from jubako.job import Job
+from jubako.memory import out_of_memory
 from jubako.pictures import png
 from jubako.planning import REQUESTS, plan
 
@@ -48,10 +49,8 @@ def warm_up(model: Denoiser, sample: Sample, modules: Iterable[torch.nn.Module] 
     began = perf_counter()
     try:
         done = tuple(_forwards(model, sample))
-    except torch.OutOfMemoryError:
-        raise
-    except Exception:
-        if not sum(uncompiled(module) for module in modules):
+    except Exception as error:
+        if out_of_memory(error) or not sum(uncompiled(module) for module in modules):
             raise
         logger.exception("compiling failed; the model runs without (JUBAKO_ACCELERATIONS=no-compile)")
         done = tuple(_forwards(model, sample))
@@ -69,8 +68,8 @@ def _forwards(model: Denoiser, sample: Sample) -> Iterable[int]:
                 timestep.repeat(rows).to(inputs.device),
                 {name: _repeated(tensor, rows) for name, tensor in told.items()},
             )
-        except torch.OutOfMemoryError:
-            if rows == 1:
+        except Exception as error:
+            if rows == 1 or not out_of_memory(error):
                 raise
             logger.warning("a forward of %d rows does not fit the memory; lower max_rows", rows)
             break

@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from PIL import Image
 
 from jubako.catalog import Catalog
-from jubako.engine.batcher import StepBatcher, Ticket
+from jubako.engine.batcher import StepBatcher
+from jubako.engine.ticket import Ticket
 from jubako.families.latent import LatentModel
 from jubako.job import Job
 from jubako.planning import plan

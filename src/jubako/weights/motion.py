@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from jubako.errors import UnusableWeights
+from jubako.memory import out_of_memory
 from jubako.weights.checkpoint import digest, tensors
 from jubako.weights.parts import Part, beginning, bytes_in, config_of, placed
 
@@ -51,9 +52,9 @@ class MotionPart:
             for name, buffer in unet.named_buffers():
                 state.setdefault(name, buffer.to(self.device, self.dtype))
             unet.load_state_dict(state, strict=True, assign=True)
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:
+            if out_of_memory(error):
+                raise
             raise UnusableWeights(
                 f"{self.file}: these motion modules do not fit the {self.name} of {self.model}: "
                 f"{beginning(error)}"

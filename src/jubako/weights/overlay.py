@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from jubako.errors import UnusableWeights
+from jubako.memory import out_of_memory
 from jubako.weights.checkpoint import digest, tensors
 from jubako.weights.parts import Part, beginning, bytes_in, identity, placed
 
@@ -98,9 +99,9 @@ class FusedPart:
         try:
             _inject(self.pipeline, self.name, module, self.file)
             layers = _merge(module)
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:
+            if out_of_memory(error):
+                raise
             raise UnusableWeights(
                 f"{self.file}: this LoRA does not fit the {self.name} of {self.model}: {beginning(error)}"
             ) from error

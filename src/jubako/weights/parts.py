@@ -17,6 +17,7 @@ import torch
 
 from jubako.catalog import Model
 from jubako.errors import UnusableWeights
+from jubako.memory import out_of_memory
 from jubako.weights.checkpoint import TensorHeader, digest, tensors
 from jubako.weights.layout import INDEX, choose_weights, other_weights
 
@@ -122,9 +123,9 @@ class FolderPart:
                 local_files_only=True,
                 output_loading_info=True,
             )
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:
+            if out_of_memory(error):
+                raise
             raise UnusableWeights(f"{where}: the {self.name} can't be read: {beginning(error)}") from error
         # The libraries fill what a file lacks with noise and only warn.
         if missing := sorted(info["missing_keys"]):

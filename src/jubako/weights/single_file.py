@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from jubako.errors import UnusableWeights
+from jubako.memory import out_of_memory
 from jubako.weights.checkpoint import digest, tensors
 from jubako.weights.parts import beginning, bytes_in, identity, placed
 from jubako.weights.siblings import DENOISER
@@ -68,11 +69,11 @@ class SingleFilePart:
     def read(self) -> torch.nn.Module:
         try:
             module = self._converted()
-        except torch.OutOfMemoryError:
-            raise
         except NotImplementedError as error:  # a tensor that got no content can't be moved
             raise self._unusable("It lacks tensors") from error
         except Exception as error:
+            if out_of_memory(error):
+                raise
             raise self._unusable(beginning(error)) from error
         missing = [name for name, tensor in module.named_parameters() if tensor.is_meta]
         if missing:

@@ -16,6 +16,7 @@ import torch
 from diffusers import AutoencoderKL, StableVideoDiffusionPipeline
 
 from jubako.errors import UnusableWeights
+from jubako.memory import out_of_memory
 from jubako.weights.checkpoint import digest, tensors
 from jubako.weights.parts import beginning, bytes_in, config_of, placed
 from jubako.weights.siblings import DENOISER
@@ -92,9 +93,9 @@ class OriginalPart:
             with init_empty_weights(include_buffers=False):
                 module = self._unet() if self.name == "unet" else self._vae(original)
             module.load_state_dict(self._renamed(module, original), strict=True, assign=True)
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:
+            if out_of_memory(error):
+                raise
             raise UnusableWeights(
                 f"{self.file}: this is no SV3D_u with a {self.name} for {self.model}: {beginning(error)}"
             ) from error

@@ -15,7 +15,8 @@ from PIL import Image
 
 from jubako.catalog import Catalog, load_catalog
 from jubako.clip import ImageToVideo
-from jubako.engine.batcher import StepBatcher, Ticket
+from jubako.engine.batcher import StepBatcher
+from jubako.engine.ticket import Ticket
 from jubako.errors import InvalidRequest
 from jubako.job import Job
 from jubako.planning import plan

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 
 from jubako.errors import UnusableWeights
+from jubako.memory import out_of_memory
 from jubako.probe import preload
 from jubako.weights.parts import beginning
 
@@ -73,6 +74,8 @@ class OrtGraph:
                 str(file), settings, providers=with_options, enable_fallback=0
             )
         except Exception as error:
+            if out_of_memory(error):
+                raise
             raise UnusableWeights(f"ONNX Runtime can't open {file}: {beginning(error)}") from error
         used = self._session.get_providers()
         if providers[0] not in used or set(used) - {*providers, CPU}:
