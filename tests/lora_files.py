@@ -12,7 +12,9 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 
-__all__ = ["ATTENTION", "CONVOLUTIONS", "lora_file", "tensors_of"]
+from jubako.catalog import shipped_folder
+
+__all__ = ["ATTENTION", "CONVOLUTIONS", "lora_file", "tensors_of", "tiny_sd_lora"]
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 CONVOLUTIONS = ("conv1", "conv2", "proj_in", "conv_shortcut")
@@ -42,3 +44,11 @@ def lora_file(file: Path, **components: Mapping[str, torch.Tensor]) -> Path:
         file,
     )
     return file
+
+
+def tiny_sd_lora(file: Path, seed: int, strength: float = 0.1) -> Path:
+    """A random LoRA for the embedded miniature's denoiser."""
+    from diffusers import UNet2DConditionModel
+
+    unet = UNet2DConditionModel.from_pretrained(shipped_folder() / "embedded" / "tiny-sd" / "unet")
+    return lora_file(file, unet=tensors_of(unet, seed, strength=strength))

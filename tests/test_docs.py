@@ -45,6 +45,7 @@ from jubako.job import Clip, Solid
 from jubako.mesh import ImageToMesh, TextToMesh
 from jubako.pictures import png
 from jubako.request import Inpaint, Request
+from jubako.services.adapters import AdapterUpload, add_adapters
 from jubako.services.comparing import add_comparison
 from jubako.services.fine_tuning import add_fine_tuning
 from jubako.services.jobs import add_jobs
@@ -98,8 +99,9 @@ def test_every_setting_is_in_its_table_with_its_default(monkeypatch: pytest.Monk
         (("Objects",), (ImageToMesh, TextToMesh)),
         (("Clips", "`POST /v1/videos`"), (VideoCreate,)),
         (("`POST /v1/fine_tuning/jobs`",), (FineTuning,)),
+        (("`POST /v1/adapters`",), (AdapterUpload,)),
     ],
-    ids=["pictures", "clips", "objects", "videos", "fine-tuning"],
+    ids=["pictures", "clips", "objects", "videos", "fine-tuning", "adapters"],
 )
 def test_every_field_of_a_request_is_documented_with_its_other_names(
     headings: tuple[str, ...], kinds: tuple[type[Request], ...]
@@ -117,7 +119,7 @@ def test_every_field_of_a_request_is_documented_with_its_other_names(
 
 def test_every_route_is_documented() -> None:
     app = openai_app()
-    for add in (add_comparison, add_jobs, add_videos, add_fine_tuning):
+    for add in (add_comparison, add_jobs, add_videos, add_fine_tuning, add_adapters):
         add(app)
     text = named(doc("docs/api.md"))
     for route in app.routes:

@@ -4,6 +4,7 @@ JubakoError
 ├── InvalidRequest     400  a field is wrong; names it and the valid choices
 ├── UnknownModel       404  no such model in the catalog
 ├── UnknownJob         404  no such job, or its time to be kept is over
+├── UnknownAdapter     404  no adapter of that name is here
 ├── JobNotDone         409  the job has no result yet, or never will
 ├── JobEnded           409  the job is done already: there is nothing to cancel
 ├── KeyReused          409  the idempotency key belongs to another request
@@ -41,6 +42,7 @@ __all__ = [
     "ResultGone",
     "TimedOut",
     "TooLarge",
+    "UnknownAdapter",
     "UnknownJob",
     "UnknownModel",
     "UnusableWeights",
@@ -91,6 +93,14 @@ class UnknownJob(JubakoError):
     status = 404
     type = "invalid_request_error"
     code = "job_not_found"
+
+
+class UnknownAdapter(JubakoError):
+    """There is no adapter of that name here."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "adapter_not_found"
 
 
 class JobNotDone(JubakoError):

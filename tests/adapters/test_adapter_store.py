@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from program import jubako
 from safetensors.torch import save_file
 
 from jubako.adapters.store import AdapterStore
-from jubako.errors import InvalidRequest
+from jubako.errors import InvalidRequest, UnknownAdapter
+from jubako.weights import checkpoint
 
 LORA = {
     "unet.mid_block.to_q.lora_A.weight": torch.ones(2, 4),
@@ -59,7 +61,7 @@ def test_one_that_was_put_there_is_found(file: Path, home: Path) -> None:
 def test_names_are_no_paths(file: Path, home: Path, name: str) -> None:
     with pytest.raises(InvalidRequest, match="is no name; take letters"):
         AdapterStore(home).add(name, file)
-    with pytest.raises(InvalidRequest, match="there is no adapter"):
+    with pytest.raises(UnknownAdapter, match="there is no adapter"):
         AdapterStore(home).find(name)
     assert not home.exists()
 
@@ -74,9 +76,11 @@ def test_what_is_no_lora_is_refused_and_nothing_is_written(tmp_path: Path, home:
     torn = tmp_path / "torn.safetensors"
     save_file(LORA, torn)
     torn.write_bytes(torn.read_bytes()[:20])
-    for file in (pickled, claims, torn, tmp_path / "missing.safetensors"):
+    for file in (pickled, claims, torn):
         with pytest.raises(InvalidRequest, match="no safetensors file, or a torn one"):
             AdapterStore(home).add("zog", file)
+    with pytest.raises(InvalidRequest, match="missing can't be read: No such file"):
+        AdapterStore(home).add("zog", tmp_path / "missing")
     with pytest.raises(InvalidRequest, match="holds no tensors of a LoRA"):
         AdapterStore(home).add("zog", other)
     assert not home.exists()
@@ -86,6 +90,51 @@ def test_a_name_is_given_once(file: Path, home: Path) -> None:
     AdapterStore(home).add("zog", file)
     with pytest.raises(InvalidRequest, match="there is an adapter 'zog' already"):
         AdapterStore(home).add("zog", file)
+
+
+def test_a_name_may_look_like_a_file_s(file: Path, home: Path) -> None:
+    store = AdapterStore(home)
+    store.add("zog.safetensors", file)
+    assert [each.name for each in store] == ["zog.safetensors"]
+    store.remove("zog.safetensors")
+    assert list(store) == []
+
+
+def test_one_that_is_removed_by_two_is_unknown_to_the_second(file: Path, home: Path) -> None:
+    AdapterStore(home).add("zog", file)
+
+    def removed(_: int) -> bool:
+        try:
+            AdapterStore(home).remove("zog")
+        except UnknownAdapter:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sorted(pool.map(removed, range(8))) == [False] * 7 + [True]
+    assert written(home) == []
+
+
+def test_a_file_is_read_once_however_many_ask_for_its_digest(tmp_path: Path) -> None:
+    big = tmp_path / "big"
+    big.write_bytes(b"x" * 50_000_000)
+    before = checkpoint._digest.cache_info().misses
+    with ThreadPoolExecutor(8) as pool:
+        assert len(set(pool.map(checkpoint.digest, [big] * 8))) == 1
+    assert checkpoint._digest.cache_info().misses == before + 1
+    big.write_bytes(b"y" * 50_000_000)
+    checkpoint.digest(big)
+    assert checkpoint._digest.cache_info().misses == before + 2
+
+
+@pytest.mark.parametrize(
+    ("card", "base"),
+    [({"base": "sd1.5"}, "sd1.5"), ({"base": {"model": "tiny-sd", "commit": "a"}}, "tiny-sd"), ({}, None)],
+)
+def test_a_card_says_the_base_by_its_name_or_with_more_about_it(
+    file: Path, home: Path, card: dict[str, object], base: str | None
+) -> None:
+    assert AdapterStore(home).add("zog", file, card).base == base
 
 
 def test_the_command_line_adds_lists_shows_and_removes(file: Path, tmp_path: Path) -> None:
@@ -99,4 +148,4 @@ def test_the_command_line_adds_lists_shows_and_removes(file: Path, tmp_path: Pat
     assert jubako("adapters", "remove", "zog", tmp_path=tmp_path).stdout == "zog is removed\n"
     assert jubako("adapters", "list", tmp_path=tmp_path).stdout == "There are no adapters.\n"
     gone = jubako("adapters", "show", "zog", tmp_path=tmp_path)
-    assert (gone.returncode, gone.stderr) == (1, "jubako: loras: there is no adapter 'zog'. Known: none\n")
+    assert (gone.returncode, gone.stderr) == (1, "jubako: there is no adapter 'zog'. Known: none\n")

@@ -19,7 +19,7 @@ from jubako.errors import JubakoError
 from jubako.images import ImagesEdit
 from jubako.request import ImageToImage
 from jubako.request import Request as RequestFields
-from jubako.services.bodies import MAX_BODY_BYTES, read_request
+from jubako.services.bodies import MAX_BODY_BYTES, MAX_TEXT_BYTES, read_request, read_upload
 from jubako.services.connection import answer
 
 # Starlette's test client answers with the response of whichever HTTP library it found.
@@ -42,9 +42,25 @@ async def read(body: Request) -> Response:
     return JSONResponse(json.loads(request.model_dump_json(exclude_unset=True)))
 
 
+class Uploaded(RequestFields):
+    """What comes beside a file."""
+
+    name: str = "none"
+
+
+async def take(body: Request) -> Response:
+    """Answer with the name and the size of an upload of at most 2 MB."""
+    try:
+        async with read_upload(body, Uploaded, 2 * 2**20) as (request, content):
+            return JSONResponse({"name": request.name, "bytes": len(content.read())})
+    except JubakoError as error:
+        return answer(error)
+
+
 @pytest.fixture(scope="module")
 def client() -> Iterator[TestClient]:
-    with TestClient(Starlette(routes=[Route("/{kind}", read, methods=["POST"])])) as client:
+    routes = [Route("/uploads/one", take, methods=["POST"]), Route("/{kind}", read, methods=["POST"])]
+    with TestClient(Starlette(routes=routes)) as client:
         yield client
 
 
@@ -212,3 +228,30 @@ def test_files_and_bodies_past_their_limits_are_too_large(client: TestClient) ->
 
 def test_too_many_parts_are_refused(client: TestClient) -> None:
     assert "Too many fields" in error(form(client, [("prompt", "x")] * 300))[1]
+
+
+def test_an_upload_is_one_file_up_to_its_own_limit(client: TestClient) -> None:
+    size = 2 * 2**20
+    sent = client.post("/uploads/one", data={"name": "a"}, files={"file": ("b", bytes(size))})
+    assert fields(sent) == {"name": "a", "bytes": size}
+    assert fields(client.post("/uploads/one", files={"file": ("b", b"x")})) == {"name": "none", "bytes": 1}
+
+
+@pytest.mark.parametrize("announced", [True, False], ids=["announced", "in chunks"])
+def test_an_upload_past_its_limit_is_too_large(client: TestClient, announced: bool) -> None:
+    part = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+    content = part + bytes(2 * 2**20 + MAX_TEXT_BYTES) + b"\r\n--b--\r\n"
+    chunks = iter([content[: 2**20], content[2**20 :]])
+    reply = client.post(
+        "/uploads/one",
+        content=content if announced else chunks,
+        headers={"Content-Type": "multipart/form-data; boundary=b"},
+    )
+    assert error(reply, 413) == (None, "a body of more than 3 MB is not taken")
+
+
+def test_an_upload_s_text_is_short(client: TestClient) -> None:
+    long: Any = {"name": (None, "x" * (MAX_TEXT_BYTES + 1)), "file": ("b", b"x")}
+    assert error(client.post("/uploads/one", files=long))[1].startswith(
+        "the form can't be read: Part exceeded"
+    )

@@ -34,7 +34,7 @@ def plan() -> TrainingPlan:
 
 
 def home(path: Path) -> Trainings:
-    return Trainings(Settings(home=path), busy=lambda: False)
+    return Trainings(Settings(home=path), AdapterStore(path), busy=lambda: False)
 
 
 def completed(path: Path, job: str) -> TrainingFolder:

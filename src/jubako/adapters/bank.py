@@ -67,11 +67,11 @@ class AdapterBank:
     def _one(self, use: LoraUse) -> Lora:
         """An adapter in memory. A job that was planned without a store takes what its name stands for now."""
         with self._lock:
-            sha256 = use.sha256 or self._store.find(use.name).sha256
+            sha256 = use.sha256 or self._store.wanted(use.name).sha256
             if found := self._resident.get(sha256):
                 self._resident.move_to_end(sha256)
                 return found
-            adapter = self._store.find(use.name)
+            adapter = self._store.wanted(use.name)
             if adapter.sha256 != sha256:
                 raise InvalidRequest(f"loras: {use.name} was replaced meanwhile; ask again", param="loras")
             lora = read_lora(use.name, adapter.file, self._pipeline, self._model)

@@ -6,6 +6,7 @@ here, with a ``card.json`` that says of what.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -13,17 +14,19 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from jubako.errors import InvalidRequest, UnusableWeights, nearest
-from jubako.job import Job, LoraUse
+from jubako.errors import InvalidRequest, TooLarge, UnknownAdapter, UnusableWeights, nearest
+from jubako.job import Job, LoraUse, new_id
 from jubako.request import ADAPTER_NAME
-from jubako.weights.checkpoint import digest, tensors
+from jubako.weights.checkpoint import digest, tensors_in
 
 __all__ = ["MAX_BYTES", "Adapter", "AdapterStore"]
 
 FILE, CARD = "adapter.safetensors", "card.json"
 MAX_BYTES = 4 * 2**30
+# A LoRA has some thousands of tensors, and its trainer's notes; parsing more would hold up everyone else.
+MAX_HEADER_BYTES = 16 * 2**20
 
 # What names of tensors in a LoRA have in common, over all trainers: diffusers and peft, kohya.
 _LORA = re.compile(r"lora[_.](A|B|down|up)\b|\.alpha$|lora_linear_layer")
@@ -47,6 +50,13 @@ class Adapter:
         """Size of its file."""
         return self.file.stat().st_size
 
+    @property
+    def base(self) -> str | None:
+        """The model that it was made for, where its card says so: by a name, or with more about it."""
+        base = self.card.get("base")
+        name = base.get("model") if isinstance(base, dict) else base
+        return name if isinstance(name, str) else None
+
 
 class AdapterStore:
     """The adapters of one home."""
@@ -58,26 +68,37 @@ class AdapterStore:
         """All adapters by name."""
         found: dict[str, Adapter] = {}
         for path in sorted(self._folder.glob("*")):
-            name = path.stem if path.suffix == ".safetensors" else path.name
-            if re.fullmatch(ADAPTER_NAME, name) and (adapter := self._named(name)):
+            name = path.name if path.is_dir() else path.stem
+            if adapter := self.named(name):
                 found[name] = adapter
         return iter(found.values())
 
+    def named(self, name: str) -> Adapter | None:
+        """The adapter of that name; None when there is none."""
+        if not re.fullmatch(ADAPTER_NAME, name):
+            return None
+        own, put = self._folder / name / FILE, self._folder / f"{name}.safetensors"
+        if own.is_file():
+            return Adapter(name, own, _card(own.parent / CARD))
+        return Adapter(name, put) if put.is_file() else None
+
     def find(self, name: str) -> Adapter:
-        """The adapter of that name; InvalidRequest lists those that there are."""
-        if re.fullmatch(ADAPTER_NAME, name) and (adapter := self._named(name)):
+        """The adapter of that name; UnknownAdapter lists those that there are."""
+        if adapter := self.named(name):
             return adapter
-        known = [adapter.name for adapter in self]
-        raise InvalidRequest(
-            f"loras: there is no adapter {name!r}.{nearest(name, known)} Known: {', '.join(known) or 'none'}",
-            param="loras",
-        )
+        raise UnknownAdapter(self._unknown(name), param="name")
+
+    def wanted(self, name: str) -> Adapter:
+        """The adapter that a request for a picture names; InvalidRequest lists those that there are."""
+        if adapter := self.named(name):
+            return adapter
+        raise InvalidRequest(f"loras: {self._unknown(name)}", param="loras")
 
     def resolved(self, job: Job) -> Job:
         """The job with the digests of the files that its adapters' names stand for now."""
         if not job.loras:
             return job
-        loras = tuple(use.model_copy(update={"sha256": self.find(use.name).sha256}) for use in job.loras)
+        loras = tuple(use.model_copy(update={"sha256": self.wanted(use.name).sha256}) for use in job.loras)
         return job.model_copy(update={"loras": loras})
 
     def with_triggered(self, job: Job) -> Job:
@@ -100,38 +121,65 @@ class AdapterStore:
 
     def add(self, name: str, source: Path, card: dict[str, Any] | None = None) -> Adapter:
         """Take in a copy of a file; InvalidRequest, and nothing is written, when it is none to take."""
+        try:
+            content = source.open("rb")
+        except OSError as error:
+            raise InvalidRequest(f"file: {source} can't be read: {error.strerror}", param="file") from error
+        with content:
+            return self.take_in(name, content, card)
+
+    def take_in(self, name: str, content: IO[bytes], card: dict[str, Any] | None = None) -> Adapter:
+        """Take in a copy of an open file, as :meth:`add` does."""
         if not re.fullmatch(ADAPTER_NAME, name):
             raise InvalidRequest(
                 f"name: {name!r} is no name; take letters, digits, dots, dashes and underscores, up to 64",
                 param="name",
             )
-        if self._named(name):
-            raise InvalidRequest(f"name: there is an adapter {name!r} already; remove it first", param="name")
-        _check(source)
+        if self.named(name):
+            raise _taken(name)
+        _check(content)
         final = self._folder / name
-        temporary = self._folder / f".{name}.{os.getpid()}.tmp"
+        temporary = self._temporary(name)
         temporary.mkdir(parents=True)
         try:
-            shutil.copyfile(source, temporary / FILE)
+            content.seek(0)
+            with (temporary / FILE).open("wb") as copy:
+                shutil.copyfileobj(content, copy, 2**20)
             (temporary / CARD).write_text(json.dumps(card or {}, indent=1), encoding="utf-8")
-            temporary.replace(final)
+            temporary.rename(final)
+        except OSError as error:
+            if error.errno in {errno.ENOTEMPTY, errno.EEXIST}:  # somebody else was faster
+                raise _taken(name) from error
+            raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         return self.find(name)
 
     def remove(self, name: str) -> None:
-        """Delete an adapter; requests that run with it go on."""
+        """Delete an adapter, or raise UnknownAdapter; requests that run with it go on."""
         adapter = self.find(name)
-        if adapter.file.parent == self._folder:
-            adapter.file.unlink()
+        put = adapter.file.parent == self._folder
+        gone = self._temporary(name)
+        try:
+            (adapter.file if put else adapter.file.parent).rename(gone)
+        except FileNotFoundError as error:
+            raise UnknownAdapter(self._unknown(name), param="name") from error
+        if put:
+            gone.unlink()
         else:
-            shutil.rmtree(adapter.file.parent)
+            shutil.rmtree(gone)
 
-    def _named(self, name: str) -> Adapter | None:
-        own, put = self._folder / name / FILE, self._folder / f"{name}.safetensors"
-        if own.is_file():
-            return Adapter(name, own, _card(own.parent / CARD))
-        return Adapter(name, put) if put.is_file() else None
+    def _temporary(self, name: str) -> Path:
+        """A place beside the adapters, under a name that none of them can have."""
+        return self._folder / f".{name}.{new_id()}.tmp"
+
+    def _unknown(self, name: str) -> str:
+        known = [adapter.name for adapter in self]
+        return f"there is no adapter {name!r}.{nearest(name, known)} Known: {', '.join(known) or 'none'}"
+
+
+def _taken(name: str) -> InvalidRequest:
+    return InvalidRequest(f"name: there is an adapter {name!r} already; remove it first", param="name")
 
 
 def _says(prompt: str, word: str) -> bool:
@@ -147,15 +195,13 @@ def _card(file: Path) -> dict[str, Any]:
     return card if isinstance(card, dict) else {}
 
 
-def _check(file: Path) -> None:
+def _check(content: IO[bytes]) -> None:
     """Refuse what is no LoRA by its header alone."""
+    if content.seek(0, os.SEEK_END) > MAX_BYTES:
+        raise TooLarge(f"file: more than {MAX_BYTES // 2**30} GiB is not taken", param="file")
     try:
-        if file.stat().st_size > MAX_BYTES:
-            raise InvalidRequest(f"file: more than {MAX_BYTES // 2**30} GiB is not taken", param="file")
-        names = tuple(tensors(file))
-    except (OSError, UnusableWeights) as error:
-        raise InvalidRequest(
-            f"file: this is no safetensors file, or a torn one: {file.name}", param="file"
-        ) from error
+        names = tuple(tensors_in(content, MAX_HEADER_BYTES))
+    except UnusableWeights as error:
+        raise InvalidRequest(f"file: it is {error.message}", param="file") from error
     if not any(_LORA.search(name) for name in names):
-        raise InvalidRequest(f"file: {file.name} holds no tensors of a LoRA", param="file")
+        raise InvalidRequest("file: it holds no tensors of a LoRA", param="file")

@@ -23,12 +23,13 @@ class Admission:
         self,
         catalog: Catalog,
         settings: Settings,
+        adapters: AdapterStore,
         served: frozenset[str],
         require_any_room: Callable[[str], None],
     ) -> None:
         self._catalog = catalog
         self._default_model = settings.default_model
-        self._adapters = AdapterStore(settings.home)
+        self._adapters = adapters
         self._served = served
         self._require_any_room = require_any_room
 

@@ -9,16 +9,17 @@ import asyncio
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from types import UnionType
-from typing import Any, ClassVar, Literal, TypeVar, Union, cast, get_args, get_origin
+from typing import IO, Any, ClassVar, Literal, TypeVar, Union, cast, get_args, get_origin
 
 import bentoml
 from pydantic import AliasChoices, ValidationError
 from pydantic.fields import FieldInfo
 from python_multipart.exceptions import FormParserError
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 from starlette.requests import Request as Body
@@ -42,10 +43,13 @@ __all__ = [
     "TextToVideoBody",
     "read_request",
     "read_request_of",
+    "read_upload",
 ]
 
 # Two files of the largest size in base64, and room for the rest.
 MAX_BODY_BYTES = 3 * MAX_FILE_BYTES
+# What a form may hold beside one big file.
+MAX_TEXT_BYTES = 2**20
 
 FORMS = {"multipart/form-data", "application/x-www-form-urlencoded"}
 
@@ -87,6 +91,35 @@ async def read_request_of(body: Body, envelope: type[E], kind: Callable[[E], typ
         raise refusal(error.errors(include_input=False, include_url=False)) from error
 
 
+@asynccontextmanager
+async def read_upload(body: Body, kind: type[R], limit: int) -> AsyncIterator[tuple[R, IO[bytes]]]:
+    """A form's one ``file`` of at most so many bytes, on disk and open until the block ends; the rest as a
+    request of this kind. InvalidRequest names the field, TooLarge the limit.
+    """
+    if _content_type(body) != "multipart/form-data":
+        raise InvalidRequest("file: send a form (multipart/form-data) with the file in it", param="file")
+    form = await _parsed(Body(body.scope, _limited(body, limit + MAX_TEXT_BYTES)), MAX_TEXT_BYTES)
+    try:
+        yield _upload(form, kind)
+    finally:
+        await form.close()
+
+
+def _upload(form: FormData, kind: type[R]) -> tuple[R, IO[bytes]]:
+    fields: dict[str, Any] = {}
+    for name, value in form.multi_items():
+        if name in fields:
+            raise _twice(name)
+        fields[name] = value
+    file = fields.pop("file", None)
+    if not isinstance(file, UploadFile):
+        raise InvalidRequest("file: the form holds no file of this name", param="file")
+    try:
+        return kind.model_validate(fields), file.file
+    except ValidationError as error:
+        raise refusal(error.errors(include_input=False, include_url=False)) from error
+
+
 def _object(content: bytes) -> dict[str, Any]:
     try:
         fields = json.loads(content or b"{}")
@@ -97,35 +130,47 @@ def _object(content: bytes) -> dict[str, Any]:
     return fields
 
 
+def _content_type(body: Body) -> str:
+    return body.headers.get("content-type", "").split(";")[0].strip().lower()
+
+
 def _is_form(body: Body) -> bool:
-    return body.headers.get("content-type", "").split(";")[0].strip().lower() in FORMS
+    return _content_type(body) in FORMS
 
 
-def _limited(body: Body) -> Receive:
+def _limited(body: Body, limit: int = MAX_BODY_BYTES) -> Receive:
     announced = body.headers.get("content-length", "0")
-    if announced.isdecimal() and int(announced) > MAX_BODY_BYTES:
-        raise _too_large()
+    if announced.isdecimal() and int(announced) > limit:
+        raise _too_large(limit)
     received = 0
 
     async def receive() -> Message:
         nonlocal received
         message = await body.receive()
         received += len(message.get("body", b""))
-        if received > MAX_BODY_BYTES:
-            raise _too_large()
+        if received > limit:
+            raise _too_large(limit)
         return message
 
     return receive
 
 
-def _too_large() -> TooLarge:
-    return TooLarge(f"a body of more than {MAX_BODY_BYTES // 2**20} MB is not taken")
+def _too_large(limit: int) -> TooLarge:
+    return TooLarge(f"a body of more than {limit // 2**20} MB is not taken")
 
 
 async def _form(body: Body) -> list[tuple[str, bytes | str]]:
+    form = await _parsed(body, MAX_BODY_BYTES)
     try:
-        async with body.form(max_files=64, max_fields=256, max_part_size=MAX_BODY_BYTES) as form:
-            return [(name, await _content(name, value)) for name, value in form.multi_items()]
+        return [(name, await _content(name, value)) for name, value in form.multi_items()]
+    finally:
+        await form.close()
+
+
+async def _parsed(body: Body, max_part_size: int) -> FormData:
+    """The form; files in it are on disk, and its caller closes them."""
+    try:
+        return await body.form(max_files=64, max_fields=256, max_part_size=max_part_size)
     except (MultiPartException, HTTPException, FormParserError) as error:
         reason = getattr(error, "detail", None) or getattr(error, "message", None) or error
         raise InvalidRequest(f"the form can't be read: {reason}") from error

@@ -10,11 +10,13 @@ import bentoml
 from PIL import Image
 from starlette.responses import Response
 
+from jubako.adapters.store import AdapterStore
 from jubako.catalog import Model, load_catalog
 from jubako.errors import JubakoError
 from jubako.job import Job
 from jubako.result import Result
 from jubako.schedulers import scheduler_names
+from jubako.services.adapters import add_adapters
 from jubako.services.admission import Admission
 from jubako.services.bodies import (
     ImageToImageBody,
@@ -60,8 +62,11 @@ def gateway_service(**services: Any) -> Any:
             work = {name: getattr(self, name) for name in served}
             control = {name: getattr(self, _control(name)) for name in served}
             self.families = Families(work, control, catalog, settings)
-            self.admission = Admission(catalog, settings, frozenset(served), self.families.require_any_room)
-            self.trainings = Trainings(settings, lambda: self.families.busy)
+            self.adapters = AdapterStore(settings.home)
+            self.admission = Admission(
+                catalog, settings, self.adapters, frozenset(served), self.families.require_any_room
+            )
+            self.trainings = Trainings(settings, self.adapters, lambda: self.families.busy)
             self.jobs = JobDesk(settings, catalog, self.families, self.trainings)
             self.started = False
 
@@ -168,6 +173,7 @@ def gateway_service(**services: Any) -> Any:
     add_jobs(app)
     add_fine_tuning(app)
     add_videos(app)
+    add_adapters(app)
     gateway.mount_asgi_app(app, path="/", name="openai")
     gateway.add_asgi_middleware(ErrorShape)
     return gateway

@@ -43,10 +43,10 @@ class Trainings:
     ``busy`` says whether the device is wanted for pictures now.
     """
 
-    def __init__(self, settings: Settings, busy: Callable[[], bool]) -> None:
+    def __init__(self, settings: Settings, adapters: AdapterStore, busy: Callable[[], bool]) -> None:
         self._folder = settings.home / "trainings"
         self._processes = settings.training_processes
-        self._adapters = AdapterStore(settings.home)
+        self._adapters = adapters
         self._busy = busy
 
     def free_name(self, name: str) -> str:

@@ -9,15 +9,18 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import IO
 
 from jubako.errors import UnusableWeights
 
-__all__ = ["TensorHeader", "digest", "tensors"]
+__all__ = ["TensorHeader", "digest", "tensors", "tensors_in"]
 
 _LENGTH_BYTES = 8
 _LONGEST_HEADER = 100_000_000
@@ -46,16 +49,31 @@ def tensors(file: Path) -> Mapping[str, TensorHeader]:
     return _tensors(*_status(file))
 
 
+def tensors_in(content: IO[bytes], longest: int) -> Mapping[str, TensorHeader]:
+    """The tensors of an open safetensors file by name; UnusableWeights when it is none, or a torn one.
+
+    ``longest`` are bytes of its header.
+    """
+    size = content.seek(0, os.SEEK_END)
+    content.seek(0)
+    found, end = _header(content, min(size, longest))
+    if end != size:
+        raise UnusableWeights("no safetensors file, or a torn one")
+    return found
+
+
 def digest(file: Path) -> str:
     """The SHA-256 of a file's content.
 
     In the Hugging Face cache a file is a link to a blob that is named by it; any other file is read once, and
     again only when its size or its time has changed.
     """
-    path, size, mtime_ns = _status(file)
+    status = _status(file)
+    path = status[0]
     if path.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", path.name):
         return path.name
-    return _digest(path, size, mtime_ns)
+    with _turn(*status):  # many may ask for a file that was never read: the first one reads
+        return _digest(*status)
 
 
 def _status(file: Path) -> tuple[Path, int, int]:
@@ -68,6 +86,11 @@ def _status(file: Path) -> tuple[Path, int, int]:
 
 
 @lru_cache(4096)
+def _turn(path: Path, size: int, mtime_ns: int) -> threading.Lock:  # noqa: ARG001 # one for each state of a file
+    return threading.Lock()
+
+
+@lru_cache(4096)
 def _digest(path: Path, size: int, mtime_ns: int) -> str:  # noqa: ARG001 # they tell one state from the next
     with path.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
@@ -77,15 +100,22 @@ def _digest(path: Path, size: int, mtime_ns: int) -> str:  # noqa: ARG001 # they
 def _tensors(path: Path, size: int, mtime_ns: int) -> Mapping[str, TensorHeader]:  # noqa: ARG001 # as above
     try:
         with path.open("rb") as content:
-            length = int.from_bytes(content.read(_LENGTH_BYTES), "little")
-            # Any other file begins with a number that no header has: reading nothing makes it no JSON below.
-            header = json.loads(content.read(length if length <= min(size, _LONGEST_HEADER) else 0))
-        return {
-            name: TensorHeader(entry["dtype"], tuple(entry["shape"]))
-            for name, entry in header.items()
-            if name != "__metadata__"
-        }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UnusableWeights(f"{path} is no safetensors file, or a torn one") from error
+            return _header(content, min(size, _LONGEST_HEADER))[0]
+    except UnusableWeights as error:
+        raise UnusableWeights(f"{path} is {error.message}") from error
     except OSError as error:
         raise UnusableWeights(f"{path} can't be read: {error.strerror}") from error
+
+
+def _header(content: IO[bytes], longest: int) -> tuple[Mapping[str, TensorHeader], int]:
+    """The tensors of a file that is read from its beginning, and the place where the last one ends."""
+    try:
+        length = int.from_bytes(content.read(_LENGTH_BYTES), "little")
+        # Any other file begins with a number that no header has: reading nothing makes it no JSON below.
+        header = json.loads(content.read(length if length <= longest else 0))
+        entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+        found = {name: TensorHeader(entry["dtype"], tuple(entry["shape"])) for name, entry in entries.items()}
+        return found, _LENGTH_BYTES + length + end
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        raise UnusableWeights("no safetensors file, or a torn one") from error
