@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from jubako.catalog import Catalog, CatalogError, Model, Task, load_catalog, shipped_folder
+from jubako.catalog import AdapterEntry, Catalog, CatalogError, Model, Task, load_catalog, shipped_folder
 from jubako.errors import UnknownModel
 from jubako.pictures import png
 from jubako.planning import REQUESTS, plan
+from jubako.schedulers import resolve_scheduler
 from jubako.weights.recipe import pipeline_class
 
 SHIPPED = load_catalog()
@@ -33,6 +34,7 @@ NAMES = {
     "animatediff",
     "shap-e",
 }
+ADAPTER = SHIPPED.adapters["lcm-sd1.5"].model_dump_json(exclude={"name", "family"})
 IN_WORKERS = [model for model in SHIPPED if model.weights.worker is not None]
 
 
@@ -88,6 +90,22 @@ def test_every_model_s_defaults_are_within_its_own_limits(model: Model, task: Ta
 def test_every_licence_has_a_link_and_limited_ones_a_note(model: Model) -> None:
     assert model.licence.url.startswith("https://")
     assert model.licence.commercial == "yes" or model.licence.note
+
+
+@pytest.mark.parametrize("adapter", SHIPPED.adapters.values(), ids=lambda adapter: adapter.name)
+def test_every_adapter_is_for_models_of_pictures_and_has_a_licence(adapter: AdapterEntry) -> None:
+    assert all("txt2img" in SHIPPED.model(base).tasks for base in adapter.base)
+    assert {SHIPPED.model(base).family for base in adapter.base} == {adapter.family}
+    assert adapter.licence.url.startswith("https://")
+    assert adapter.licence.commercial == "yes" or adapter.licence.note
+    if named := re.search(r"the scheduler (\S+(?: SGM Uniform)?)", adapter.summary or ""):
+        assert resolve_scheduler(named[1], SHIPPED.model(adapter.base[0]).flow)
+
+
+def test_a_user_s_file_adds_an_adapter(tmp_path: Path) -> None:
+    catalog = overlaid(tmp_path, f"family: sd\nadapters:\n  mine: {ADAPTER}")
+    assert catalog.adapters["mine"].repo == "latent-consistency/lcm-lora-sdv1-5"
+    assert catalog.adapters.keys() > SHIPPED.adapters.keys()
 
 
 def test_an_embedded_model_s_folder_is_beside_the_catalog() -> None:
@@ -150,6 +168,13 @@ def test_a_user_s_weight_folder_is_relative_to_the_user_s_file(tmp_path: Path) -
             "models.sv3d-u.weights.overlay.kind: Input should be 'denoiser', 'lora', 'motion' or 'original'",
         ),
         ("family: sd\nmodels: {sd1.5: {default: true}}", "more than one model is marked as default"),
+        ("family: sd\nadapters: 3", r"sd.yaml \+ mine.yaml: adapters: Input should be a valid"),
+        ("family: sd\nadapters: {lcm-sd1.5: {bases: []}}", "adapters.lcm-sd1.5.bases: Extra"),
+        ("family: sd\nadapters: {lcm-sd1.5: {base: [sdxl]}}", "base: 'sdxl' is no model of this family"),
+        ("family: sd\nadapters: {lcm-sd1.5: {file: a.bin}}", "a.bin is a pickle"),
+        ("family: sd\nadapters: {lcm-sd1.5: {file: ../a.safetensors}}", "is no file of latent-consistency"),
+        (f"family: sd\nadapters: {{a/b: {ADAPTER}}}", "adapters.a/b.name: String should match pattern"),
+        (f"family: sd\nadapters: {{sdxl: {ADAPTER}}}", "'sdxl' stands in the catalog twice: in sd and sdxl"),
     ],
 )
 def test_a_bad_file_is_refused_by_file_and_field(tmp_path: Path, text: str, message: str) -> None:

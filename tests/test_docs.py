@@ -24,6 +24,7 @@ from server import ROOT, Server, free_port
 
 from jubako import errors
 from jubako.catalog import (
+    AdapterEntry,
     Batching,
     Defaults,
     Family,
@@ -165,7 +166,19 @@ def test_every_error_is_documented_with_its_status() -> None:
 
 def test_every_key_of_the_catalog_is_described() -> None:
     text = named(doc("models/README.md"))
-    own = (Family, Model, Resources, Batching, Defaults, Limits, Licence, WeightSource, Overlay, Worker)
+    own = (
+        Family,
+        Model,
+        AdapterEntry,
+        Resources,
+        Batching,
+        Defaults,
+        Limits,
+        Licence,
+        WeightSource,
+        Overlay,
+        Worker,
+    )
     for value in (*own, Clip, Solid, GraphSet, Requirement, Profile, Absence):
         assert set(value.model_fields) - {"name", "family"} <= text, value.__name__
 
@@ -183,6 +196,15 @@ def test_the_readme_s_table_of_models_is_the_catalog() -> None:
     expected = [
         [model.name, model.family, model.licence.id, model.licence.commercial] for model in load_catalog()
     ]
+    assert table == expected
+
+
+def test_the_table_of_adapters_is_the_catalog() -> None:
+    table = {name: row[1:] for row in rows(doc("docs/adapters.md")) for name in named(row[0])}
+    expected = {
+        adapter.name: [", ".join(f"`{base}`" for base in adapter.base), f"`{adapter.repo}`"]
+        for adapter in load_catalog().adapters.values()
+    }
     assert table == expected
 
 

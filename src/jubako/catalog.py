@@ -16,12 +16,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from jubako.errors import InvalidRequest, UnknownModel, nearest
 from jubako.job import Clip, Solid
-from jubako.request import SkipLayerGuidance, Task
+from jubako.request import ADAPTER_NAME, SkipLayerGuidance, Task
 from jubako.schedulers import resolve_scheduler
-from jubako.sources import Overlay, WeightSource, Worker
+from jubako.sources import HubFile, Overlay, WeightSource, Worker
 from jubako.weight_sets import Absence, GraphSet, Precision, Vendor, VendorSets, WeightsChoice
 
 __all__ = [
+    "AdapterEntry",
     "Batching",
     "Catalog",
     "CatalogError",
@@ -166,6 +167,25 @@ class Model(_Value):
         return self.prediction_type == "flow"
 
 
+class AdapterEntry(HubFile):
+    """A LoRA of the hub that ``jubako pull`` fetches, under its name in requests."""
+
+    name: str = Field(pattern=ADAPTER_NAME)
+    family: str
+    title: str
+    summary: str | None = None
+    base: tuple[str, ...] = Field(min_length=1, description="The models it is for; it was made for the first")
+    trigger: str | None = None
+    size_mb: float | None = Field(default=None, gt=0)
+    licence: Licence
+
+    def card(self) -> dict[str, Any]:
+        """What is known of it, as JSON."""
+        kept = {"title", "summary", "trigger", "repo", "revision", "file", "licence"}
+        fields = self.model_dump(mode="json", exclude_none=True, include=kept)
+        return {"base": self.base[0], "bases": list(self.base), **fields}
+
+
 class Resources(_Value):
     """What one replica asks of the machine, in BentoML's words."""
 
@@ -193,6 +213,15 @@ class Family(_Value):
     batching: Batching
     job_concurrency: int = Field(default=8, gt=0, description="Durable jobs that are run at the same time")
     models: Mapping[str, Model]
+    adapters: Mapping[str, AdapterEntry] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _bases_are_here(self) -> Self:
+        for adapter in self.adapters.values():
+            for base in adapter.base:
+                if base not in self.models:
+                    raise ValueError(f"adapters.{adapter.name}.base: {base!r} is no model of this family")
+        return self
 
     @model_validator(mode="after")
     def _refiners_are_here(self) -> Self:
@@ -203,11 +232,14 @@ class Family(_Value):
 
 
 class Catalog:
-    """Every family and model, by name."""
+    """Every family, model and adapter, by name."""
 
     def __init__(self, families: Mapping[str, Family]) -> None:
         self.families: Mapping[str, Family] = MappingProxyType(dict(families))
         self._models = {model.name: model for family in families.values() for model in family.models.values()}
+        self.adapters: Mapping[str, AdapterEntry] = MappingProxyType(
+            {name: adapter for family in families.values() for name, adapter in family.adapters.items()}
+        )
 
     def __iter__(self) -> Iterator[Model]:
         """The models in the order of their files."""
@@ -325,11 +357,14 @@ def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, 
 
 def _family(document: Mapping[str, Any], origin: str) -> Family:
     values = {key: value for key, value in document.items() if key != "family"}
-    entries = values.get("models", {})
-    values["models"] = {
-        name: {**entry, "name": name, "family": document["family"]} if isinstance(entry, dict) else entry
-        for name, entry in entries.items()
-    }
+    for section in ("models", "adapters"):
+        if isinstance(entries := values.get(section, {}), dict):
+            values[section] = {
+                name: {**entry, "name": name, "family": document["family"]}
+                if isinstance(entry, dict)
+                else entry
+                for name, entry in entries.items()
+            }
     try:
         return Family.model_validate({**values, "name": document["family"]})
     except ValidationError as error:
@@ -346,9 +381,12 @@ def _has_default(family: Family) -> bool:
 def _refuse_doubles(families: Mapping[str, Family]) -> None:
     seen: dict[str, str] = {}
     for family in families.values():
-        for name in family.models:
+        # Both are fetched by their names.
+        for name in (*family.models, *family.adapters):
             if name in seen:
-                raise CatalogError(f"model {name!r} stands in two families: {seen[name]} and {family.name}")
+                raise CatalogError(
+                    f"the name {name!r} stands in the catalog twice: in {seen[name]} and {family.name}"
+                )
             seen[name] = family.name
     if sum(model.default for family in families.values() for model in family.models.values()) > 1:
         raise CatalogError("more than one model is marked as default")

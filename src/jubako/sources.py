@@ -7,7 +7,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-__all__ = ["Overlay", "WeightSource", "Worker"]
+__all__ = ["HubFile", "Overlay", "WeightSource", "Worker"]
 
 
 class _Value(BaseModel):
@@ -25,6 +25,26 @@ def _safetensors(file: Path | str) -> None:
         raise ValueError(f"{Path(file).name} is no .safetensors file")
 
 
+def _inside(file: str, repo: str) -> None:
+    path = PurePosixPath(file)
+    if path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"file: {file} is no file of {repo}")
+
+
+class HubFile(_Value):
+    """One safetensors file of a repository."""
+
+    repo: str
+    revision: str = "main"
+    file: str
+
+    @model_validator(mode="after")
+    def _file_is_safe(self) -> Self:
+        _safetensors(self.file)
+        _inside(self.file, self.repo)
+        return self
+
+
 class Overlay(_Value):
     """One safetensors file laid over a model: the whole denoiser, a LoRA that is fused into it, the motion
     modules of AnimateDiff, or the denoiser and the autoencoder under their authors' original names (SV3D).
@@ -40,9 +60,8 @@ class Overlay(_Value):
     @model_validator(mode="after")
     def _file_is_safe(self) -> Self:
         _safetensors(self.file)
-        path = PurePosixPath(self.file)
-        if self.repo is not None and (path.is_absolute() or ".." in path.parts):
-            raise ValueError(f"file: {self.file} is no file of {self.repo}; without repo it is one of yours")
+        if self.repo is not None:
+            _inside(self.file, self.repo)
         return self
 
 

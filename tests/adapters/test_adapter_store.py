@@ -140,12 +140,13 @@ def test_a_card_says_the_base_by_its_name_or_with_more_about_it(
 def test_the_command_line_adds_lists_shows_and_removes(file: Path, tmp_path: Path) -> None:
     added = jubako("adapters", "add", str(file), "--base", "tiny-sd", "--trigger", "zog", tmp_path=tmp_path)
     assert added.stdout == 'zog is ready: "<lora:zog:1>" in a prompt, or loras=[{name, weight}]\n'
-    listed = json.loads(jubako("adapters", "list", "--json", tmp_path=tmp_path).stdout)
+    found = json.loads(jubako("adapters", "list", "--json", tmp_path=tmp_path).stdout)
+    listed = [each for each in found if each["here"]]
     assert [(each["name"], each["base"], each["trigger"]) for each in listed] == [("zog", "tiny-sd", "zog")]
     shown = jubako("adapters", "show", "zog", tmp_path=tmp_path)
     assert json.loads(shown.stdout) == listed[0]
     assert "zog" in jubako("adapters", "list", tmp_path=tmp_path).stdout
     assert jubako("adapters", "remove", "zog", tmp_path=tmp_path).stdout == "zog is removed\n"
-    assert jubako("adapters", "list", tmp_path=tmp_path).stdout == "There are no adapters.\n"
+    assert "zog" not in jubako("adapters", "list", tmp_path=tmp_path).stdout
     gone = jubako("adapters", "show", "zog", tmp_path=tmp_path)
     assert (gone.returncode, gone.stderr) == (1, "jubako: there is no adapter 'zog'. Known: none\n")

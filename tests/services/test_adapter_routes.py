@@ -112,6 +112,25 @@ def test_one_is_sent_listed_shown_used_and_removed(
     assert (param, message) == ("loras", "loras: there is no adapter 'zog'. Known: none")
 
 
+def test_one_of_another_family_or_that_was_not_pulled_is_refused_before_anything_is_queued(
+    client: httpx.Client, lora: bytes
+) -> None:
+    """Also on a server that serves neither the family nor its models."""
+    client.post("/v1/adapters", files=form(lora, ("name", "stranger"), ("base", "sdxl")))
+    for name, told in (
+        ("stranger", "loras: stranger was made for sdxl of the family sdxl; tiny-sd is of sd"),
+        ("lcm-sd1.5", "loras: lcm-sd1.5 is not on this machine; fetch it with: jubako pull lcm-sd1.5"),
+    ):
+        asked: dict[str, Any] = {"prompt": "a red circle", "loras": [{"name": name}]}
+        for path, more in (
+            ("/txt2img", {}),
+            ("/v1/images/generations", {"stream": True}),
+            ("/v1/images/compare", {"models": ["tiny-sd"]}),
+            ("/v1/jobs", {"task": "txt2img"}),
+        ):
+            assert refused(client.post(path, json=asked | more)) == ("loras", told), path
+
+
 def test_one_without_a_name_is_called_by_its_content_and_not_by_its_file(
     client: httpx.Client, lora: bytes
 ) -> None:

@@ -95,11 +95,10 @@ class AdapterStore:
         raise InvalidRequest(f"loras: {self._unknown(name)}", param="loras")
 
     def resolved(self, job: Job) -> Job:
-        """The job with the digests of the files that its adapters' names stand for now."""
-        if not job.loras:
-            return job
+        """The job and its source with the digests of the files that their adapters' names stand for now."""
         loras = tuple(use.model_copy(update={"sha256": self.wanted(use.name).sha256}) for use in job.loras)
-        return job.model_copy(update={"loras": loras})
+        source = self.resolved(job.source) if job.source else None
+        return job.model_copy(update={"loras": loras, "source": source})
 
     def with_triggered(self, job: Job) -> Job:
         """The job with the adapters trained here on its model whose trigger is in its prompt."""
@@ -130,13 +129,7 @@ class AdapterStore:
 
     def take_in(self, name: str, content: IO[bytes], card: dict[str, Any] | None = None) -> Adapter:
         """Take in a copy of an open file, as :meth:`add` does."""
-        if not re.fullmatch(ADAPTER_NAME, name):
-            raise InvalidRequest(
-                f"name: {name!r} is no name; take letters, digits, dots, dashes and underscores, up to 64",
-                param="name",
-            )
-        if self.named(name):
-            raise _taken(name)
+        self.require_free(name)
         _check(content)
         final = self._folder / name
         temporary = self._temporary(name)
@@ -154,6 +147,16 @@ class AdapterStore:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         return self.find(name)
+
+    def require_free(self, name: str) -> None:
+        """InvalidRequest when the name is none, or taken."""
+        if not re.fullmatch(ADAPTER_NAME, name):
+            raise InvalidRequest(
+                f"name: {name!r} is no name; take letters, digits, dots, dashes and underscores, up to 64",
+                param="name",
+            )
+        if self.named(name):
+            raise _taken(name)
 
     def remove(self, name: str) -> None:
         """Delete an adapter, or raise UnknownAdapter; requests that run with it go on."""

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jubako.adapters.store import Adapter, AdapterStore
+from jubako.catalog import AdapterEntry, load_catalog
 from jubako.settings import load_settings
 
 __all__ = ["adapters"]
@@ -28,30 +29,36 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="A name from `jubako a
 def _list_adapters(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """List the adapters that are here."""
-    found = list(_store())
+    """List the adapters that are here, and those of the catalog that can be pulled."""
+    here, others = _known()
     if as_json:
-        print(json.dumps([_facts(adapter) for adapter in found], indent=1))
+        found = [*map(_facts, here), *map(_facts_of_entry, others)]
+        print(json.dumps(found, indent=1))
         return
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = max(console.width, PIPED_COLUMNS)
-    if not found:
-        console.print("There are no adapters.")
-        return
     table = Table("Name", "Base", "Trigger", box=None, header_style="bold")
     table.add_column("MB", justify="right")
-    for adapter in found:
-        card = adapter.card
-        cells = (card.get("base", "-"), card.get("trigger", "-"))
-        table.add_row(Text(adapter.name), *map(Text, map(str, cells)), f"{adapter.bytes / 1e6:.1f}")
+    table.add_column("State")
+    for adapter in here:
+        trigger = str(adapter.card.get("trigger") or "-")
+        cells = (Text(adapter.name, style="bold"), Text(adapter.base or "-"), Text(trigger))
+        table.add_row(*cells, f"{adapter.bytes / 1e6:.1f}", Text("here", style="green"))
+    for entry in others:
+        size = f"~{entry.size_mb:g}" if entry.size_mb else "-"
+        table.add_row(entry.name, entry.base[0], entry.trigger or "-", size, "not here", style="dim")
     console.print(table)
+    if others:
+        console.print("\nFetch one that is not here with: jubako pull NAME", style="dim")
 
 
 @adapters.command("show")
 def _show_adapter(name: Name) -> None:
     """Print what is known of an adapter, as JSON."""
-    print(json.dumps(_facts(_store().find(name)), indent=1))
+    _, others = _known()
+    entry = next((entry for entry in others if entry.name == name), None)
+    print(json.dumps(_facts_of_entry(entry) if entry else _facts(_store().find(name)), indent=1))
 
 
 @adapters.command("add")
@@ -60,7 +67,9 @@ def _add_adapter(
     name: Annotated[
         str | None, typer.Option(help="The name that requests use; without it the file's.")
     ] = None,
-    base: Annotated[str | None, typer.Option(help="The model that it was made for.")] = None,
+    base: Annotated[
+        str | None, typer.Option(help="The model that it was made for; models of other families refuse it.")
+    ] = None,
     trigger: Annotated[str | None, typer.Option(help="The word that calls for it.")] = None,
 ) -> None:
     """Take in a copy of a LoRA's file, of diffusers, peft or kohya."""
@@ -80,11 +89,27 @@ def _store() -> AdapterStore:
     return AdapterStore(load_settings().home)
 
 
+def _known() -> tuple[list[Adapter], list[AdapterEntry]]:
+    """The adapters that are here, and the catalog's others."""
+    here = list(_store())
+    names = {adapter.name for adapter in here}
+    entries = load_catalog(load_settings().catalog).adapters.values()
+    return here, [entry for entry in entries if entry.name not in names]
+
+
 def _facts(adapter: Adapter) -> dict[str, Any]:
     return {
         "name": adapter.name,
+        "here": True,
         "file": str(adapter.file),
         "bytes": adapter.bytes,
         "sha256": adapter.sha256,
-        **adapter.card,
+        "base": adapter.base,
+        "trigger": adapter.card.get("trigger"),
+        "card": adapter.card,
     }
+
+
+def _facts_of_entry(entry: AdapterEntry) -> dict[str, Any]:
+    facts = {"name": entry.name, "here": False, "base": entry.base[0], "trigger": entry.trigger}
+    return {**facts, "card": entry.card()}

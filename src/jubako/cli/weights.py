@@ -1,4 +1,4 @@
-"""`jubako pull`: fetch a model's weights, with its licence first and a progress bar."""
+"""`jubako pull`: fetch a model's weights or an adapter, with its licence first and a progress bar."""
 
 from __future__ import annotations
 
@@ -11,16 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 
-from jubako.catalog import Model, load_catalog
+from jubako.adapters.store import AdapterStore
+from jubako.catalog import AdapterEntry, Catalog, Model, load_catalog
+from jubako.cli.parcels import brought, print_licence
+from jubako.errors import UnknownModel, nearest
 from jubako.settings import Settings, load_settings
 from jubako.weight_sets import GraphSet, Vendor, WeightsChoice
 from jubako.weights.layout import PullFailed
@@ -31,15 +26,11 @@ if TYPE_CHECKING:
 
 __all__ = ["pull"]
 
-COMMERCIAL = {
-    "yes": "commercial use is allowed",
-    "limited": "commercial use is allowed under conditions",
-    "no": "no commercial use",
-}
-
 
 def pull(
-    name: Annotated[str, typer.Argument(metavar="MODEL", help="A name from `jubako models`.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="A name from `jubako models` or `jubako adapters list`.")
+    ],
     weights: Annotated[
         WeightsChoice, typer.Option(help="Whose weights: standard, nvidia or amd; `jubako models --weights`.")
     ] = "standard",
@@ -47,11 +38,14 @@ def pull(
         str | None, typer.Option(help="In which precision, where a vendor has several; without it the first.")
     ] = None,
 ) -> None:
-    """Fetch a model's weights from the Hugging Face hub; an interrupted pull goes on where it was."""
+    """Fetch weights or an adapter from the Hugging Face hub; an interrupted pull goes on where it was."""
     settings = load_settings()
     catalog = load_catalog(settings.catalog)
-    model = catalog.model(name)
     console = Console(highlight=False)
+    if (entry := catalog.adapters.get(name)) is not None:
+        _pull_adapter(console, entry, settings, weights)
+        return
+    model = _model(catalog, name)
     if weights in {"nvidia", "amd"}:
         graphs = _graph_set(model, weights, precision)
         _print_licence(console, model, graphs)
@@ -69,6 +63,41 @@ def pull(
     models = catalog.families[model.family].models
     with _patient():
         _fetch(console, model, settings, lambda hub: hub.inspect(model, settings.home, models))
+
+
+def _model(catalog: Catalog, name: str) -> Model:
+    if name in catalog.names:
+        return catalog.model(name)
+    hint = nearest(name, (*catalog.names, *catalog.adapters))
+    raise UnknownModel(
+        f"there is no {name!r} to pull.{hint} Models: {', '.join(catalog.names)}. "
+        f"Adapters: {', '.join(catalog.adapters)}"
+    )
+
+
+def _pull_adapter(console: Console, entry: AdapterEntry, settings: Settings, weights: WeightsChoice) -> None:
+    if weights != "standard":
+        raise PullFailed(
+            f"weights: {entry.name} is an adapter, of which there is one file; leave --weights out"
+        )
+    store = AdapterStore(settings.home)
+    print_licence(console, entry.title, [entry.repo], entry.licence)
+    here = store.named(entry.name)
+    if here is not None and (here.card.get("repo"), here.card.get("file")) == (entry.repo, entry.file):
+        console.print(
+            f"{entry.name} is here already, of commit {here.card.get('commit')}; to fetch it anew, remove it "
+            f"first: jubako adapters remove {entry.name}",
+            soft_wrap=True,
+        )
+        return
+    store.require_free(entry.name)
+    with _patient():
+        with console.status("Asking the hub"):
+            from jubako import hub  # as for a model
+
+            parcel = hub.inspect_adapter(entry)
+        brought(console, [parcel], lambda report: hub.fetch_adapter(entry, parcel, store, report))
+    console.print(f"[green]{entry.name} is ready[/] for {', '.join(entry.base)}", soft_wrap=True)
 
 
 @contextmanager
@@ -105,14 +134,9 @@ def _about_folder(model: Model, settings: Settings) -> str:
 
 
 def _print_licence(console: Console, model: Model, graphs: GraphSet | None = None) -> None:
-    licence, own = model.licence, model.weights
-    origins = filter(
-        None, (own.repo, own.file, own.folder, _overlay_repo(model), graphs.repo if graphs else None)
-    )
-    console.print(f"[bold]{escape(model.title)}[/]  {escape(' + '.join(map(str, origins)))}", soft_wrap=True)
-    console.print(f"Licence: {licence.id}, {COMMERCIAL[licence.commercial]}  {licence.url}", soft_wrap=True)
-    if licence.commercial != "yes" and licence.note:
-        console.print(f"         {escape(licence.note)}", style="yellow", soft_wrap=True)
+    own = model.weights
+    origins = (own.repo, own.file, own.folder, _overlay_repo(model), graphs.repo if graphs else None)
+    print_licence(console, model.title, filter(None, origins), model.licence)
 
 
 def _is_pinned_and_here(model: Model, settings: Settings) -> bool:
@@ -132,49 +156,8 @@ def _fetch(console: Console, model: Model, settings: Settings, ask: Callable[[Mo
         from jubako import hub
 
         shipment = ask(hub)
-    missing = shipment.missing
-    for parcel in shipment.parcels:
-        console.print(
-            f"{parcel.repo} {parcel.commit[:12]}: {len(parcel.files)} files, {_amount(parcel.size)}, "
-            f"{_amount(parcel.missing) if parcel.missing else 'nothing'} of it to fetch",
-            soft_wrap=True,
-        )
     if shipment.record.config is not None:
         console.print(f"Configs and tokenizers: those of {shipment.record.config}", soft_wrap=True)
-    width = max((len(_part(file.name)) for file in shipment.files), default=0)
-    with _bar(console) as progress:
-        task = progress.add_task("", total=shipment.size, completed=shipment.size - missing)
-        current = ""
-
-        def report(name: str, gained: int) -> None:
-            nonlocal current
-            if progress.disable and name != current:
-                print(name, flush=True)  # a log shows no bar, but how far it is
-            current = name
-            progress.update(task, advance=gained, description=f"{_part(name):{width}}")
-
-        record = hub.fetch(shipment, settings.home, report)
-        progress.update(task, completed=shipment.size, description=f"{'done':{width}}")
+    record = brought(console, shipment.parcels, lambda report: hub.fetch(shipment, settings.home, report))
     place = shipment.graphs.folder if shipment.graphs else model.weights.file or record.folder
     console.print(f"[green]{model.name} is ready[/] in {escape(str(place))}", soft_wrap=True)
-
-
-def _part(name: str) -> str:
-    """The component that a file belongs to: its whole name would leave a bar no room."""
-    return name.partition("/")[0]
-
-
-def _amount(size: int) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
-
-
-def _bar(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )

@@ -13,7 +13,7 @@ from huggingface_hub import HfApi, constants, hf_hub_download
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import disable_progress_bars, logging
 
-from jubako.catalog import Model, Overlay
+from jubako.catalog import AdapterEntry, Model, Overlay
 from jubako.hub.reasons import explained
 from jubako.weight_sets import GraphSet, Vendor
 from jubako.weights.graphs.store import GraphRecord, left_to_pytorch
@@ -27,7 +27,7 @@ from jubako.weights.store import (
     require_weights,
 )
 
-__all__ = ["Parcel", "RemoteFile", "Shipment", "inspect", "inspect_graphs", "size_of"]
+__all__ = ["Parcel", "RemoteFile", "Shipment", "inspect", "inspect_adapter", "inspect_graphs", "size_of"]
 
 ASK_SECONDS = 20
 
@@ -106,21 +106,6 @@ class Shipment:
     record: WeightRecord
     graphs: GraphRecord | None = None
 
-    @property
-    def files(self) -> tuple[RemoteFile, ...]:
-        """The files of all parcels."""
-        return tuple(file for parcel in self.parcels for file in parcel.files)
-
-    @property
-    def size(self) -> int:
-        """Bytes of all files."""
-        return sum(parcel.size for parcel in self.parcels)
-
-    @property
-    def missing(self) -> int:
-        """Bytes that are not in the cache yet."""
-        return sum(parcel.missing for parcel in self.parcels)
-
 
 def inspect(model: Model, home: Path, models: Mapping[str, Model]) -> Shipment:
     """Ask the hub which commits the model's revisions are now and which of their files to take.
@@ -171,6 +156,13 @@ def inspect_graphs(model: Model, vendor: Vendor, graphs: GraphSet) -> Shipment:
     return Shipment((base, parcel), record, arrived)
 
 
+def inspect_adapter(entry: AdapterEntry) -> Parcel:
+    """Ask the hub which commit the adapter's revision is now, and for the one file of it."""
+    _quiet()
+    parcel, _ = _one_file(entry.repo, entry.revision, entry.file)
+    return parcel
+
+
 def _record(model: Model, parcel: Parcel) -> WeightRecord:
     return WeightRecord(
         model=model.name,
@@ -218,16 +210,21 @@ def _pipeline(model: Model, *, only_configs: bool = False, graphs: GraphSet | No
 
 
 def _overlay(overlay: Overlay) -> Parcel:
-    repo = str(overlay.repo)
-    with explained(repo, overlay.revision):
-        commit, remote = _listing(repo, overlay.revision)
-    if overlay.file not in remote:
-        others = ", ".join(sorted(name for name in remote if name.endswith(".safetensors")))
-        raise PullFailed(f"{repo} holds no {overlay.file}; its safetensors are: {others or 'none'}")
+    parcel, remote = _one_file(str(overlay.repo), overlay.revision, overlay.file)
     # What motion modules look like is told by the config beside them, where there is one.
     config = str(PurePosixPath(overlay.file).with_name("config.json"))
     beside = (remote[config],) if overlay.kind == "motion" and config in remote else ()
-    return Parcel(repo, commit, (remote[overlay.file], *beside))
+    return replace(parcel, files=(*parcel.files, *beside))
+
+
+def _one_file(repo: str, revision: str, file: str) -> tuple[Parcel, Mapping[str, RemoteFile]]:
+    """The file's parcel, and all that lies in its repository."""
+    with explained(repo, revision):
+        commit, remote = _listing(repo, revision)
+    if file not in remote:
+        others = ", ".join(sorted(name for name in remote if name.endswith(".safetensors")))
+        raise PullFailed(f"{repo} holds no {file}; its safetensors are: {others or 'none'}")
+    return Parcel(repo, commit, (remote[file],)), remote
 
 
 def _listing(repo: str, revision: str) -> tuple[str, Mapping[str, RemoteFile]]:

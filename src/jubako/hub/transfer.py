@@ -10,20 +10,22 @@ from __future__ import annotations
 import hashlib
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from huggingface_hub import constants, get_session, hf_hub_download, hf_hub_url
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from huggingface_hub.utils import WeakFileLock, build_hf_headers, hf_raise_for_status
 
+from jubako.adapters.store import Adapter, AdapterStore
+from jubako.catalog import AdapterEntry
 from jubako.hub.reasons import explained
 from jubako.hub.shipment import Parcel, RemoteFile, Shipment, size_of
 from jubako.weights.graphs.store import write_graph_record
 from jubako.weights.layout import PullFailed
 from jubako.weights.store import WeightRecord, write_record
 
-__all__ = ["fetch"]
+__all__ = ["fetch", "fetch_adapter"]
 
 READ_SECONDS = 30
 # Waits of 1, 2, 4, 8 and 16 s bridge a network that is away for half a minute.
@@ -37,13 +39,8 @@ def fetch(shipment: Shipment, home: Path, report: Report) -> WeightRecord:
 
     ``report(name, gained)`` hears of bytes as they come; a file that starts again reports a negative gain.
     """
-    _refuse_without_space(shipment)
-    todo = [(parcel, file) for parcel in shipment.parcels for file in parcel.files]
-    # Small files first: when the hub refuses, it does so before gigabytes have come.
-    for parcel, file in sorted(todo, key=lambda each: each[1].size):
-        with explained(parcel.repo):
-            _bring(parcel, file, report)
     record = shipment.record
+    _bring_all(record.model, shipment.parcels, report)
     if not (shipment.graphs or record).is_whole():
         raise PullFailed(f"some files of {record.model} did not arrive whole; run the same command again")
     if shipment.graphs is not None:
@@ -51,6 +48,27 @@ def fetch(shipment: Shipment, home: Path, report: Report) -> WeightRecord:
     else:
         write_record(home, record)
     return record
+
+
+def fetch_adapter(entry: AdapterEntry, parcel: Parcel, store: AdapterStore, report: Report) -> Adapter:
+    """Bring an adapter's file and take it in, with a card of where it is from; reports as :func:`fetch`."""
+    _bring_all(entry.name, (parcel,), report)
+    card = {**entry.card(), "commit": parcel.commit}
+    try:
+        return store.add(entry.name, parcel.folder / parcel.files[0].name, card)
+    except OSError as error:
+        raise PullFailed(
+            f"{entry.name} arrived, but can't be copied to JUBAKO_HOME: {error.strerror}"
+        ) from error
+
+
+def _bring_all(name: str, parcels: Sequence[Parcel], report: Report) -> None:
+    _refuse_without_space(name, sum(parcel.missing for parcel in parcels))
+    todo = [(parcel, file) for parcel in parcels for file in parcel.files]
+    # Small files first: when the hub refuses, it does so before gigabytes have come.
+    for parcel, file in sorted(todo, key=lambda each: each[1].size):
+        with explained(parcel.repo):
+            _bring(parcel, file, report)
 
 
 def _bring(parcel: Parcel, file: RemoteFile, report: Report) -> None:
@@ -122,13 +140,13 @@ def _stream(url: str, file: RemoteFile, partial: Path, report: Report) -> None:
                 report(file.name, len(chunk))
 
 
-def _refuse_without_space(shipment: Shipment) -> None:
+def _refuse_without_space(name: str, missing: int) -> None:
     folder = Path(constants.HF_HUB_CACHE)
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
-    if shipment.missing > free:
+    if missing > free:
         raise PullFailed(
-            f"{shipment.record.model} needs {shipment.missing / 1e9:.1f} GB more, but the disk of "
+            f"{name} needs {missing / 1e9:.1f} GB more, but the disk of "
             f"{constants.HF_HUB_CACHE} has {free / 1e9:.1f} GB free; make room or set HF_HOME to another disk"
         )

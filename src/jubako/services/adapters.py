@@ -37,7 +37,9 @@ class AdapterUpload(Request):
     name: str | None = Field(
         default=None, description="What requests call it; unset: `lora-` and the beginning of its SHA-256"
     )
-    base: Line | None = Field(default=None, description="The model that it was made for")
+    base: Line | None = Field(
+        default=None, description="The model that it was made for; models of other families refuse it"
+    )
     trigger: Line | None = Field(default=None, description="The word that calls for it, for people")
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 
 from jubako.adapters.store import AdapterStore
 from jubako.catalog import Catalog
-from jubako.errors import FamilyUnavailable
+from jubako.compare import Cell, Comparison, plan_comparison
+from jubako.errors import FamilyUnavailable, InvalidRequest
 from jubako.images import ImagesRequest, plan_images
 from jubako.job import Job
 from jubako.planning import AnyRequest, plan
@@ -26,8 +28,11 @@ class Admission:
         adapters: AdapterStore,
         served: frozenset[str],
         require_any_room: Callable[[str], None],
+        *,
+        known: Catalog,
     ) -> None:
-        self._catalog = catalog
+        """``catalog`` is what is served here; ``known`` has the other families too."""
+        self._catalog, self._known = catalog, known
         self._default_model = settings.default_model
         self._adapters = adapters
         self._served = served
@@ -43,29 +48,23 @@ class Admission:
         # Decoding and scaling a picture would hold up everyone else on the event loop.
         job = await asyncio.to_thread(plan, request, self._catalog, self._default_model)
         self.require_served(job)
-        automatic = getattr(request, "loras", ()) is None
-        return await asyncio.to_thread(self._bound, job, automatic)
+        return await asyncio.to_thread(self._bound, job, request)
 
     async def pictures(self, request: ImagesRequest) -> list[Job]:
         """The jobs of one of OpenAI's requests for pictures."""
         self._glance(request)
         jobs = await asyncio.to_thread(plan_images, request, self._catalog, self._default_model)
         self.require_served(jobs[0])
-        automatic = request.loras is None
-        return await asyncio.to_thread(lambda: [self._bound(job, automatic) for job in jobs])
+        return await asyncio.to_thread(lambda: [self._bound(job, request) for job in jobs])
 
-    def _glance(self, request: AnyRequest | ImagesRequest) -> None:
-        """Refuse what could not be run anyway before a picture of it is decoded."""
-        family = (
-            self._catalog.model(request.model).family
-            if request.model
-            else self._catalog.default_model(self._default_model).family
+    async def comparison(self, request: Comparison) -> list[list[Cell]]:
+        """The jobs of a comparison, a row a model."""
+        rows = await asyncio.to_thread(plan_comparison, request, self._catalog)
+        for row in rows:
+            self.require_served(row[0].job)
+        return await asyncio.to_thread(
+            lambda: [[replace(cell, job=self._bound(cell.job, request)) for cell in row] for row in rows]
         )
-        self._require_any_room(family)
-
-    def _bound(self, job: Job, automatic: bool) -> Job:
-        """The job with its adapters, bound to what their names stand for now."""
-        return self._adapters.resolved(self._adapters.with_triggered(job) if automatic else job)
 
     def require_served(self, job: Job) -> None:
         """Refuse a job of a family that this gateway does not reach."""
@@ -77,3 +76,39 @@ class Admission:
             )
         if job.source is not None:
             self.require_served(job.source)
+
+    def _glance(self, request: AnyRequest | ImagesRequest) -> None:
+        """Refuse what could not be run anyway before a picture of it is decoded."""
+        family = (
+            self._catalog.model(request.model).family
+            if request.model
+            else self._catalog.default_model(self._default_model).family
+        )
+        self._require_any_room(family)
+
+    def _bound(self, job: Job, request: AnyRequest | ImagesRequest | Comparison) -> Job:
+        """The job with its adapters bound to the content that their names stand for now.
+
+        Where none is asked for, and none refused, it has those whose trigger is in its prompt.
+        """
+        if getattr(request, "loras", ()) is None:
+            job = self._adapters.with_triggered(job)
+        for each in filter(None, (job, job.source)):
+            for use in each.loras:
+                self._require_fitting(use.name, each)
+        return self._adapters.resolved(job)
+
+    def _require_fitting(self, name: str, job: Job) -> None:
+        """Refuse an adapter that is for another family as far as its card says, or was not fetched."""
+        here, entry = self._adapters.named(name), self._known.adapters.get(name)
+        base = here.base if here else entry.base[0] if entry else None
+        family = self._known.model(base).family if base in self._known.names else job.family
+        if family != job.family:
+            raise InvalidRequest(
+                f"loras: {name} was made for {base} of the family {family}; {job.model} is of {job.family}",
+                param="loras",
+            )
+        if here is None and entry is not None:
+            raise InvalidRequest(
+                f"loras: {name} is not on this machine; fetch it with: jubako pull {name}", param="loras"
+            )

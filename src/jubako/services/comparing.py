@@ -15,7 +15,7 @@ from PIL import Image
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from jubako.compare import Cell, Comparison, plan_comparison
+from jubako.compare import Cell, Comparison
 from jubako.errors import TimedOut
 from jubako.pictures import png
 from jubako.result import Result
@@ -39,9 +39,7 @@ async def _compare_images(body: Request) -> Response:
     """The same prompt and seed on several models; every picture is planned before any is made."""
     request = await read_request(body, Comparison)
     gateway = bentoml.get_current_service()
-    rows = await asyncio.to_thread(plan_comparison, request, gateway.catalog)
-    for row in rows:
-        gateway.admission.require_served(row[0].job)
+    rows = await gateway.admission.comparison(request)
     gateway.families.require_room([cell.job for row in rows for cell in row])
     limit = gateway.settings.timeout
     try:

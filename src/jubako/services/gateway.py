@@ -46,7 +46,8 @@ def gateway_service(**services: Any) -> Any:
     """The gateway over these family services, by family name; those in ``family_urls`` run elsewhere."""
     watch_workers_closely()
     settings = load_settings()
-    catalog = load_catalog(settings.catalog).only(settings.families)
+    known = load_catalog(settings.catalog)
+    catalog = known.only(settings.families)
     served = {name: service for name, service in services.items() if name in catalog.families}
 
     class Gateway:
@@ -64,7 +65,12 @@ def gateway_service(**services: Any) -> Any:
             self.families = Families(work, control, catalog, settings)
             self.adapters = AdapterStore(settings.home)
             self.admission = Admission(
-                catalog, settings, self.adapters, frozenset(served), self.families.require_any_room
+                catalog,
+                settings,
+                self.adapters,
+                frozenset(served),
+                self.families.require_any_room,
+                known=known,
             )
             self.trainings = Trainings(settings, self.adapters, lambda: self.families.busy)
             self.jobs = JobDesk(settings, catalog, self.families, self.trainings)
