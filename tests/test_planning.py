@@ -56,6 +56,15 @@ def test_a_seed_is_drawn_anew_and_a_given_one_kept() -> None:
         ({"negative_prompt": "x" * 4001}, "negative_prompt", "4001 characters are past the limit"),
         ({"scheduler": "Eular"}, "scheduler", "Did you mean 'Euler'"),
         ({"model": "sd1.5-inpainting"}, "model", "does not do txt2img; it does: inpaint"),
+        (
+            {"embeddings": list("abcdefgh"), "prompt": "<embedding:i>"},
+            "embeddings",
+            "9 are past the limit of 8",
+        ),
+        ({"prompt": "<embedding:../a>"}, "prompt", "'../a' in <embedding:…> is no name of an embedding"),
+        ({"negative_prompt": "<embedding:a:1>"}, "negative_prompt", "'a:1' in <embedding:…> is no name"),
+        ({"model": "tiny-sd3", "embeddings": ["a"]}, "embeddings", "tiny-sd3 takes none, only models of"),
+        ({"model": "tiny-sd3", "negative_prompt": "<embedding:a>"}, "embeddings", "tiny-sd3 takes none"),
         ({"model": "sd15"}, "model", "unknown model 'sd15'. Did you mean 'sd1.5'"),
     ],
 )

@@ -162,6 +162,11 @@ class Model(_Value):
         return sets.none if isinstance(sets, Absence) else f"its entry names no weights of {vendor}"
 
     @property
+    def takes_embeddings(self) -> bool:
+        """Whether textual inversion is for it: not where a T5 encoder reads the prompt too."""
+        return self.pipeline != "StableDiffusion3Pipeline"
+
+    @property
     def flow(self) -> bool:
         """Whether it predicts a flow, for which other schedulers are made."""
         return self.prediction_type == "flow"

@@ -10,7 +10,16 @@ from pydantic import BaseModel, ConfigDict
 
 from jubako.request import OutputFormat, SkipLayerGuidance, Task
 
-__all__ = ["Clip", "Job", "LoraUse", "MicroConditioning", "Refinement", "Solid", "new_id"]
+__all__ = [
+    "Clip",
+    "EmbeddingUse",
+    "Job",
+    "LoraUse",
+    "MicroConditioning",
+    "Refinement",
+    "Solid",
+    "new_id",
+]
 
 
 class MicroConditioning(BaseModel):
@@ -39,6 +48,15 @@ class LoraUse(BaseModel):
 
     name: str
     weight: float
+    sha256: str = ""
+
+
+class EmbeddingUse(BaseModel):
+    """An embedding of a job's prompts, where they have its tag, and the SHA-256 of its file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
     sha256: str = ""
 
 
@@ -98,6 +116,7 @@ class Job(BaseModel):
     max_sequence_length: int | None = None
     skip_layer_guidance: SkipLayerGuidance | None = None
     loras: tuple[LoraUse, ...] = ()
+    embeddings: tuple[EmbeddingUse, ...] = ()
     clip: Clip | None = None
     solid: Solid | None = None
     source: Job | None = None
@@ -112,7 +131,7 @@ class Job(BaseModel):
     def described(self) -> dict[str, Any]:
         """What is set, as JSON; pictures by the SHA-256 of their files."""
         left_out = {"image", "mask", "warnings", "source"}
-        left_out |= set() if self.loras else {"loras"}
+        left_out |= {name for name in ("loras", "embeddings") if not getattr(self, name)}
         fields = self.model_dump(mode="json", exclude=left_out, exclude_none=True)
         if self.source is not None:
             fields["source"] = self.source.described()

@@ -250,6 +250,12 @@ class TextToImage(Request):
         "those that were trained here and whose trigger is in the prompt",
         validation_alias=AliasChoices("loras", "lora"),
     )
+    embeddings: tuple[Annotated[str, Field(pattern=ADAPTER_NAME)], ...] | None = Field(
+        default=None,
+        max_length=8,
+        description="Names of embeddings whose words are in a prompt; `<embedding:name>` there does the same"
+        "; unset: those that were trained here and whose trigger is in the prompt",
+    )
     output_format: Annotated[PictureFormat, BeforeValidator(_jpg)] = Field(
         default="png", description="The picture's file format"
     )

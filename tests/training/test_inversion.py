@@ -10,6 +10,7 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 from trainings import events, finished, folder_for
 
+from jubako.adapters.store import AdapterStore
 from jubako.catalog import shipped_folder
 from jubako.training.folder import TrainingFolder
 
@@ -40,6 +41,7 @@ def test_sd_learns_a_word_that_the_stock_pipeline_reads(tmp_path: Path) -> None:
     assert {name: tuple(values.shape) for name, values in tensors.items()} == {"zog": (2, 128)}
     assert not torch.allclose(tensors["zog"][0], tensors["zog"][1])
     assert events(folder, "started")[0]["parameters"] == 2 * 128
+    assert AdapterStore(tmp_path).add("zog", folder.adapter).kind == "embedding"
     stock = pipeline("tiny-sd")
     table = stock.text_encoder.get_input_embeddings().weight.detach().clone()
     stock.load_textual_inversion(folder.path, weight_name=folder.adapter.name, token="zog")  # noqa: S106 # a word
@@ -53,6 +55,7 @@ def test_sdxl_learns_a_word_in_each_of_its_encoders(tmp_path: Path) -> None:
     folder = trained(tmp_path, "tiny-sdxl", 4)
     tensors = load_file(folder.adapter)
     assert set(tensors) == {"clip_l", "clip_g"}
+    assert AdapterStore(tmp_path).add("zog", folder.adapter).kind == "embedding"
     stock = pipeline("tiny-sdxl")
     for key, suffix in (("clip_l", ""), ("clip_g", "_2")):
         encoder, tokenizer = getattr(stock, f"text_encoder{suffix}"), getattr(stock, f"tokenizer{suffix}")

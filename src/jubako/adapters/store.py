@@ -11,17 +11,22 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal, get_args
 
 from jubako.errors import InvalidRequest, TooLarge, UnknownAdapter, UnusableWeights, nearest
-from jubako.job import Job, LoraUse, new_id
+from jubako.job import EmbeddingUse, Job, LoraUse, new_id
+from jubako.planning.embeddings import says, tagged
 from jubako.request import ADAPTER_NAME
-from jubako.weights.checkpoint import digest, tensors_in
+from jubako.weights.checkpoint import TensorHeader, digest, tensors, tensors_in
 
-__all__ = ["MAX_BYTES", "Adapter", "AdapterStore"]
+__all__ = ["KINDS", "MAX_BYTES", "SDXL_KEYS", "Adapter", "AdapterStore", "Kind"]
+
+Kind = Literal["lora", "embedding"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+"""Requests and jobs have a field of each, in the plural."""
 
 FILE, CARD = "adapter.safetensors", "card.json"
 MAX_BYTES = 4 * 2**30
@@ -30,6 +35,9 @@ MAX_HEADER_BYTES = 16 * 2**20
 
 # What names of tensors in a LoRA have in common, over all trainers: diffusers and peft, kohya.
 _LORA = re.compile(r"lora[_.](A|B|down|up)\b|\.alpha$|lora_linear_layer")
+
+SDXL_KEYS = ("clip_l", "clip_g")
+"""What an embedding's tensors are called where there is one for each of SDXL's text encoders, in order."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,19 @@ class Adapter:
     def sha256(self) -> str:
         """The digest of its content."""
         return digest(self.file)
+
+    @property
+    def kind(self) -> Kind:
+        """What its file's header says; a file that was put there and is neither fails as a LoRA when read."""
+        try:
+            return _kind(tensors(self.file)) or "lora"
+        except UnusableWeights:
+            return "lora"
+
+    @property
+    def word(self) -> str:
+        """What stands for it in a prompt: its card's trigger, else its name."""
+        return str(self.card.get("trigger") or self.name)
 
     @property
     def bytes(self) -> int:
@@ -88,35 +109,54 @@ class AdapterStore:
             return adapter
         raise UnknownAdapter(self._unknown(name), param="name")
 
-    def wanted(self, name: str) -> Adapter:
-        """The adapter that a request for a picture names; InvalidRequest lists those that there are."""
-        if adapter := self.named(name):
+    def wanted(self, name: str, kind: Kind) -> Adapter:
+        """The adapter that a request for a picture names; InvalidRequest lists those of its kind."""
+        adapter = self.named(name)
+        if adapter and adapter.kind == kind:
             return adapter
-        raise InvalidRequest(f"loras: {self._unknown(name)}", param="loras")
+        known = ", ".join(each.name for each in self if each.kind == kind)
+        problem = (
+            f"{name!r} is of the kind {adapter.kind}. Known: {known}"
+            if adapter
+            else self._unknown(name, kind)
+        )
+        raise InvalidRequest(f"{kind}s: {problem}", param=f"{kind}s")
 
     def resolved(self, job: Job) -> Job:
-        """The job and its source with the digests of the files that their adapters' names stand for now."""
-        loras = tuple(use.model_copy(update={"sha256": self.wanted(use.name).sha256}) for use in job.loras)
-        source = self.resolved(job.source) if job.source else None
-        return job.model_copy(update={"loras": loras, "source": source})
+        """The job and its source bound to the files that their adapters' names stand for now.
 
-    def with_triggered(self, job: Job) -> Job:
-        """The job with the adapters trained here on its model whose trigger is in its prompt."""
-        named = {use.name for use in job.loras}
-        found = [
-            adapter.name
+        Tags are where embeddings stand.
+        """
+        source = self.resolved(job.source) if job.source else None
+        loras = tuple(
+            use.model_copy(update={"sha256": self.wanted(use.name, "lora").sha256}) for use in job.loras
+        )
+        found = [self.wanted(use.name, "embedding") for use in job.embeddings]
+        embeddings = tuple(EmbeddingUse(name=each.name, sha256=each.sha256) for each in found)
+        if found:
+            job = tagged(job, {each.name: each.word for each in found})
+        return job.model_copy(update={"loras": loras, "embeddings": embeddings, "source": source})
+
+    def with_triggered(self, job: Job, kinds: Collection[Kind]) -> Job:
+        """The job with the adapters of these kinds trained here on its model whose word is in its prompt."""
+        named = {use.name for use in job.loras} | {use.name for use in job.embeddings}
+        found = {
+            adapter.name: adapter.kind
             for adapter in self
             if adapter.card.get("automatic")
             and adapter.card.get("base") == job.model
             and adapter.name not in named
-            and _says(job.prompt, str(adapter.card.get("trigger")))
-        ]
-        told = tuple(
-            f"the adapter {name} is used, since its trigger is in the prompt; `loras: []` leaves it out"
-            for name in found
+            and adapter.kind in kinds
+            and says(job.prompt, adapter.word)
+        }
+        told = (
+            f"the adapter {name} is used, since its trigger is in the prompt; `{kind}s: []` leaves it out"
+            for name, kind in found.items()
         )
-        loras = (*job.loras, *(LoraUse(name=name, weight=1.0) for name in found))
-        return job.model_copy(update={"loras": loras, "warnings": (*job.warnings, *told)}) if found else job
+        loras = (LoraUse(name=name, weight=1.0) for name, kind in found.items() if kind == "lora")
+        embeddings = (EmbeddingUse(name=name) for name, kind in found.items() if kind == "embedding")
+        more = {"loras": loras, "embeddings": embeddings, "warnings": told}
+        return job.model_copy(update={each: (*getattr(job, each), *new) for each, new in more.items()})
 
     def add(self, name: str, source: Path, card: dict[str, Any] | None = None) -> Adapter:
         """Take in a copy of a file; InvalidRequest, and nothing is written, when it is none to take."""
@@ -176,18 +216,13 @@ class AdapterStore:
         """A place beside the adapters, under a name that none of them can have."""
         return self._folder / f".{name}.{new_id()}.tmp"
 
-    def _unknown(self, name: str) -> str:
-        known = [adapter.name for adapter in self]
+    def _unknown(self, name: str, kind: Kind | None = None) -> str:
+        known = [adapter.name for adapter in self if kind in {None, adapter.kind}]
         return f"there is no adapter {name!r}.{nearest(name, known)} Known: {', '.join(known) or 'none'}"
 
 
 def _taken(name: str) -> InvalidRequest:
     return InvalidRequest(f"name: there is an adapter {name!r} already; remove it first", param="name")
-
-
-def _says(prompt: str, word: str) -> bool:
-    """Whether it is a whole word of the prompt."""
-    return bool(re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", prompt, re.IGNORECASE))
 
 
 def _card(file: Path) -> dict[str, Any]:
@@ -199,12 +234,21 @@ def _card(file: Path) -> dict[str, Any]:
 
 
 def _check(content: IO[bytes]) -> None:
-    """Refuse what is no LoRA by its header alone."""
+    """Refuse what is no adapter by its header alone."""
     if content.seek(0, os.SEEK_END) > MAX_BYTES:
         raise TooLarge(f"file: more than {MAX_BYTES // 2**30} GiB is not taken", param="file")
     try:
-        names = tuple(tensors_in(content, MAX_HEADER_BYTES))
+        kind = _kind(tensors_in(content, MAX_HEADER_BYTES))
     except UnusableWeights as error:
         raise InvalidRequest(f"file: it is {error.message}", param="file") from error
-    if not any(_LORA.search(name) for name in names):
-        raise InvalidRequest("file: it holds no tensors of a LoRA", param="file")
+    if kind is None:
+        raise InvalidRequest("file: it holds neither tensors of a LoRA nor an embedding alone", param="file")
+
+
+def _kind(headers: Mapping[str, TensorHeader]) -> Kind | None:
+    """An embedding is one tensor called as its maker liked, but not as a layer's, or SDXL's two."""
+    if any(_LORA.search(name) for name in headers):
+        return "lora"
+    vectors = all(header.is_floating and len(header.shape) in {1, 2} for header in headers.values())
+    alone = len(headers) == 1 and not any(name.endswith((".weight", ".bias")) for name in headers)
+    return "embedding" if vectors and (alone or headers.keys() == set(SDXL_KEYS)) else None

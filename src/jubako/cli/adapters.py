@@ -1,4 +1,4 @@
-"""`jubako adapters`: the LoRAs that requests can name: list, show, take in a file, remove."""
+"""`jubako adapters`: the LoRAs and embeddings that requests can name: list, show, take in a file, remove."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ __all__ = ["adapters"]
 # Where the output is no terminal, nothing is cut off to fit one.
 PIPED_COLUMNS = 120
 
-adapters = typer.Typer(help="LoRAs that requests can name: list, show, add, remove.", no_args_is_help=True)
+adapters = typer.Typer(
+    help="LoRAs and embeddings that requests can name: list, show, add, remove.", no_args_is_help=True
+)
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A name from `jubako adapters list`.")]
 
@@ -38,16 +40,16 @@ def _list_adapters(
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = max(console.width, PIPED_COLUMNS)
-    table = Table("Name", "Base", "Trigger", box=None, header_style="bold")
+    table = Table("Name", "Kind", "Base", "Trigger", box=None, header_style="bold")
     table.add_column("MB", justify="right")
     table.add_column("State")
     for adapter in here:
-        trigger = str(adapter.card.get("trigger") or "-")
-        cells = (Text(adapter.name, style="bold"), Text(adapter.base or "-"), Text(trigger))
-        table.add_row(*cells, f"{adapter.bytes / 1e6:.1f}", Text("here", style="green"))
+        facts = (adapter.kind, adapter.base or "-", str(adapter.card.get("trigger") or "-"))
+        size = f"{adapter.bytes / 1e6:.1f}"
+        table.add_row(Text(adapter.name, style="bold"), *map(Text, facts), size, Text("here", style="green"))
     for entry in others:
         size = f"~{entry.size_mb:g}" if entry.size_mb else "-"
-        table.add_row(entry.name, entry.base[0], entry.trigger or "-", size, "not here", style="dim")
+        table.add_row(entry.name, "lora", entry.base[0], entry.trigger or "-", size, "not here", style="dim")
     console.print(table)
     if others:
         console.print("\nFetch one that is not here with: jubako pull NAME", style="dim")
@@ -63,7 +65,7 @@ def _show_adapter(name: Name) -> None:
 
 @adapters.command("add")
 def _add_adapter(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A LoRA as .safetensors.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A LoRA or an embedding as .safetensors.")],
     name: Annotated[
         str | None, typer.Option(help="The name that requests use; without it the file's.")
     ] = None,
@@ -72,10 +74,14 @@ def _add_adapter(
     ] = None,
     trigger: Annotated[str | None, typer.Option(help="The word that calls for it.")] = None,
 ) -> None:
-    """Take in a copy of a LoRA's file, of diffusers, peft or kohya."""
+    """Take in a copy of a file: a LoRA of diffusers, peft or kohya, or an embedding of textual inversion."""
     card = {key: value for key, value in {"base": base, "trigger": trigger}.items() if value}
     added = _store().add(name or file.stem, file, card)
-    print(f'{added.name} is ready: "<lora:{added.name}:1>" in a prompt, or loras=[{{name, weight}}]')
+    how = {
+        "lora": f'"<lora:{added.name}:1>" in a prompt, or loras=[{{name, weight}}]',
+        "embedding": f'"<embedding:{added.name}>" in a prompt, or "{added.word}" and embeddings=[name]',
+    }
+    print(f"{added.name} is ready: {how[added.kind]}")
 
 
 @adapters.command("remove")
@@ -101,6 +107,7 @@ def _facts(adapter: Adapter) -> dict[str, Any]:
     return {
         "name": adapter.name,
         "here": True,
+        "kind": adapter.kind,
         "file": str(adapter.file),
         "bytes": adapter.bytes,
         "sha256": adapter.sha256,

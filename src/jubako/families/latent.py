@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from jubako.adapters.bank import AdapterBank
 from jubako.adapters.deltas import AdapterSet
+from jubako.adapters.embedding import Embedding, spoken
 from jubako.catalog import Model
 from jubako.engine.samples import Kept, Sample
 from jubako.engine.schedule import Schedule, make_scheduler
@@ -54,7 +55,7 @@ class LatentModel(ABC):
         self.max_rows = model.max_rows
         self.device: torch.device = pipeline.device
         self.denoiser: Any = pipeline.components.get("unet") or pipeline.components["transformer"]
-        self._kept = lru_cache(PROMPTS_KEPT)(self._encode)
+        self._kept = lru_cache(PROMPTS_KEPT)(partial(self._encode, pipeline))
         self._mask_processor = VaeImageProcessor(
             vae_scale_factor=pipeline.vae_scale_factor,
             do_normalize=False,
@@ -63,17 +64,25 @@ class LatentModel(ABC):
         )
 
     @abstractmethod
-    def _encode(self, text: str, *options: Any) -> Any:
-        """What the text encoders make of one prompt."""
+    def _encode(self, pipeline: Any, text: str, *options: Any) -> Any:
+        """What a pipeline's text encoders make of one prompt."""
 
-    def encode(self, text: str, *options: Any, adapters: AdapterSet = ()) -> Any:
-        """What they make of it; of prompts without adapters the last ones are kept."""
-        if self.bank is None or not adapters:
-            return self._kept(text, *options)
+    def encoder(self, job: Job) -> Callable[..., Any]:
+        """What encodes the job's prompts with its adapters; of prompts without any the last ones are kept."""
+        adapters, embeddings = self.take(job), self._embeddings(job)
+        return partial(self._encode_adapted, adapters, embeddings) if adapters or embeddings else self._kept
+
+    def _encode_adapted(
+        self, adapters: AdapterSet, embeddings: Mapping[str, Embedding], text: str, *options: Any
+    ) -> Any:
+        assert self.bank is not None  # noqa: S101 # both come from it
         with ExitStack() as stack:
             for name in ("text_encoder", "text_encoder_2"):
                 stack.enter_context(self.bank.rows(name, [adapters]))
-            return self._encode(text, *options)
+            pipeline = self.pipeline
+            if embeddings:
+                pipeline, text = stack.enter_context(spoken(pipeline, text, embeddings))
+            return self._encode(pipeline, text, *options)
 
     def forget_prompts(self) -> None:
         """Drop the prompts that are kept, for whoever changes a text encoder of its own."""
@@ -86,6 +95,13 @@ class LatentModel(ABC):
         if self.bank is None:
             raise InvalidRequest(f"loras: {job.model} takes no adapters here", param="loras")
         return self.bank.take(job.loras)
+
+    def _embeddings(self, job: Job) -> Mapping[str, Embedding]:
+        if not job.embeddings:
+            return {}
+        if self.bank is None:
+            raise InvalidRequest(f"embeddings: {job.model} takes none here", param="embeddings")
+        return self.bank.embeddings(job.embeddings)
 
     def adapted(self, rows: Sequence[AdapterSet]) -> AbstractContextManager[None]:
         """The adapters of each row of the denoiser's forwards within."""
@@ -144,7 +160,7 @@ class LatentModel(ABC):
     def prepare_refinement(self, job: Job) -> Sample:
         """The last part of a job whose latents another model has begun; they come with the handing over.
 
-        The job's adapters are the other model's.
+        The job's LoRAs are the other model's.
         """
         job = job.model_copy(update={"loras": ()})
         generator = torch.Generator("cpu").manual_seed(job.seed)

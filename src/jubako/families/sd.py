@@ -22,16 +22,15 @@ def wrap(pipeline: Any, model: Model) -> StableDiffusion:
 class StableDiffusion(LatentModel):
     """A ``StableDiffusionPipeline``, or one made to inpaint."""
 
-    def _encode(self, text: str) -> torch.Tensor:
+    def _encode(self, pipeline: Any, text: str) -> torch.Tensor:
         """The text encoder's states of one prompt, [1, 77, width]."""
-        embeds: torch.Tensor = self.pipeline.encode_prompt(text, self.device, 1, False)[0]
+        embeds: torch.Tensor = pipeline.encode_prompt(text, self.device, 1, False)[0]
         return embeds
 
     def conditioning(self, job: Job) -> dict[str, torch.Tensor]:
         """The prompts' states, [rows, 77, width]."""
         texts = [job.negative_prompt, job.prompt] if guided(job) else [job.prompt]
-        adapters = self.take(job)
-        rows = [self.encode(text, adapters=adapters) for text in texts]
+        rows = list(map(self.encoder(job), texts))
         return {"encoder_hidden_states": torch.cat(rows)}
 
     def predict(

@@ -31,9 +31,11 @@ class StableDiffusion3(LatentModel):
         """How many of the first steps are left out; this family's pipelines round the other way."""
         return int(max(steps - min(steps * strength, steps), 0))
 
-    def _encode(self, text: str, max_sequence_length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _encode(
+        self, pipeline: Any, text: str, max_sequence_length: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """The encoders' states of one prompt, [1, 77 + length, width], and the pooled one, [1, width]."""
-        embeds, _, pooled, _ = self.pipeline.encode_prompt(
+        embeds, _, pooled, _ = pipeline.encode_prompt(
             text,
             None,
             None,
@@ -47,8 +49,8 @@ class StableDiffusion3(LatentModel):
         """The prompts' states and their pooled ones: [rows, tokens, width], [rows, width]."""
         texts = [job.negative_prompt, job.prompt] if guided(job) else [job.prompt]
         length = job.max_sequence_length or MAX_SEQUENCE_LENGTH
-        adapters = self.take(job)
-        rows = [self.encode(text, length, adapters=adapters) for text in texts]
+        encode = self.encoder(job)
+        rows = [encode(text, length) for text in texts]
         embeds, pooled = (torch.cat(tensors) for tensors in zip(*rows, strict=True))
         return {"encoder_hidden_states": embeds, "pooled_projections": pooled}
 

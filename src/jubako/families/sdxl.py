@@ -6,12 +6,11 @@ only and is told an aesthetic score in place of the target size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
-from jubako.adapters.deltas import AdapterSet
 from jubako.catalog import Model
 from jubako.families.latent import LatentModel, guided
 from jubako.job import Job, MicroConditioning
@@ -31,20 +30,20 @@ def wrap(pipeline: Any, model: Model) -> StableDiffusionXL:
 class StableDiffusionXL(LatentModel):
     """A ``StableDiffusionXLPipeline`` or ``…Img2ImgPipeline`` (the refiner) or ``…InpaintPipeline``."""
 
-    def _encode(self, text: str) -> tuple[torch.Tensor, torch.Tensor]:
+    def _encode(self, pipeline: Any, text: str) -> tuple[torch.Tensor, torch.Tensor]:
         """The text encoders' states of one prompt, [1, 77, width], and the pooled one, [1, width]."""
-        embeds, _, pooled, _ = self.pipeline.encode_prompt(
+        embeds, _, pooled, _ = pipeline.encode_prompt(
             text, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
         )
         return embeds, pooled
 
     def conditioning(self, job: Job) -> dict[str, torch.Tensor]:
         """Prompts' states, pooled ones and sizes: [rows, 77, width], [rows, width], [rows, 5|6]."""
-        adapters = self.take(job)
-        rows = [self.encode(job.prompt, adapters=adapters)]
+        encode = self.encoder(job)
+        rows = [encode(job.prompt)]
         sizes = [self._time_ids(job.micro_conditioning, job, AESTHETIC_SCORE)]
         if guided(job):
-            rows.insert(0, self._negative(job.negative_prompt, rows[0], adapters))
+            rows.insert(0, self._negative(job.negative_prompt, rows[0], encode))
             sizes.insert(0, self._negative_time_ids(job))
         embeds, pooled = (torch.cat(tensors) for tensors in zip(*rows, strict=True))
         time_ids = torch.tensor(sizes, dtype=embeds.dtype, device=self.device)
@@ -69,11 +68,11 @@ class StableDiffusionXL(LatentModel):
         return prediction
 
     def _negative(
-        self, text: str, positive: tuple[torch.Tensor, torch.Tensor], adapters: AdapterSet
+        self, text: str, positive: tuple[torch.Tensor, torch.Tensor], encode: Callable[..., Any]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if not text and self.pipeline.config.force_zeros_for_empty_prompt:
             return torch.zeros_like(positive[0]), torch.zeros_like(positive[1])
-        encoded: tuple[torch.Tensor, torch.Tensor] = self.encode(text, adapters=adapters)
+        encoded: tuple[torch.Tensor, torch.Tensor] = encode(text)
         return encoded
 
     @property

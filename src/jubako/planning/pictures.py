@@ -9,6 +9,7 @@ from jubako.errors import InvalidRequest
 from jubako.job import Job, MicroConditioning, Refinement, new_id
 from jubako.pictures import opaque, open_mask, open_picture, png, resized
 from jubako.planning.bounds import drawn_seed, legal_guidance, legal_prompt, legal_steps, model_of
+from jubako.planning.embeddings import embeddings_of
 from jubako.planning.loras import loras_of
 from jubako.request import ImageToImage, Inpaint, SkipLayerGuidance, TextToImage
 from jubako.schedulers import resolve_scheduler
@@ -29,13 +30,14 @@ def plan_picture(request: TextToImage, catalog: Catalog, default_model: str | No
     steps = legal_steps(request.num_inference_steps, model)
     scheduler = resolve_scheduler(request.scheduler or defaults.scheduler, model.flow)
     prompt, loras = loras_of(legal_prompt("prompt", request.prompt, model), request.loras or (), model)
+    negative_prompt = legal_prompt("negative_prompt", request.negative_prompt or "", model)
     return Job(
         id=new_id(),
         task=request.task,
         family=model.family,
         model=model.name,
         prompt=prompt,
-        negative_prompt=legal_prompt("negative_prompt", request.negative_prompt or "", model),
+        negative_prompt=negative_prompt,
         width=width,
         height=height,
         num_inference_steps=steps,
@@ -49,6 +51,7 @@ def plan_picture(request: TextToImage, catalog: Catalog, default_model: str | No
         max_sequence_length=_max_sequence_length(request, model),
         skip_layer_guidance=_skip_layer_guidance(request, model),
         loras=loras,
+        embeddings=embeddings_of(prompt, negative_prompt, request.embeddings or (), model),
         output_format=request.output_format,
         output_compression=request.output_compression,
         warnings=warnings,

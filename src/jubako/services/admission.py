@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 
-from jubako.adapters.store import AdapterStore
+from jubako.adapters.store import KINDS, AdapterStore
 from jubako.catalog import Catalog
 from jubako.compare import Cell, Comparison, plan_comparison
 from jubako.errors import FamilyUnavailable, InvalidRequest
@@ -89,10 +89,10 @@ class Admission:
     def _bound(self, job: Job, request: AnyRequest | ImagesRequest | Comparison) -> Job:
         """The job with its adapters bound to the content that their names stand for now.
 
-        Where none is asked for, and none refused, it has those whose trigger is in its prompt.
+        Of a kind of which none is asked for, and none refused, it has those whose trigger is in its prompt.
         """
-        if getattr(request, "loras", ()) is None:
-            job = self._adapters.with_triggered(job)
+        if automatic := [kind for kind in KINDS if getattr(request, f"{kind}s", ()) is None]:
+            job = self._adapters.with_triggered(job, automatic)
         for each in filter(None, (job, job.source)):
             for use in each.loras:
                 self._require_fitting(use.name, each)

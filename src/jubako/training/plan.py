@@ -180,7 +180,7 @@ def _choice(model: Model, method: Method) -> _Choice:
 
 def _refuse_contradictions(request: TrainingRequest, model: Model, pictures: int | None) -> None:
     if request.method == "textual-inversion":
-        if model.pipeline == "StableDiffusion3Pipeline":
+        if not model.takes_embeddings:
             raise InvalidRequest(
                 f"method: {model.name} takes no textual inversion; use dreambooth-lora", param="method"
             )

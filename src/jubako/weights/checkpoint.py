@@ -115,7 +115,10 @@ def _header(content: IO[bytes], longest: int) -> tuple[Mapping[str, TensorHeader
         header = json.loads(content.read(length if length <= longest else 0))
         entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
         end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
-        found = {name: TensorHeader(entry["dtype"], tuple(entry["shape"])) for name, entry in entries.items()}
+        found = {
+            name: TensorHeader(str(entry["dtype"]), tuple(map(int, entry["shape"])))
+            for name, entry in entries.items()
+        }
         return found, _LENGTH_BYTES + length + end
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise UnusableWeights("no safetensors file, or a torn one") from error

@@ -13,12 +13,14 @@ import torch
 from exported_graphs import Exported
 from PIL import Image
 
+from jubako.adapters.bank import AdapterBank
+from jubako.adapters.store import AdapterStore
 from jubako.catalog import Catalog, load_catalog
 from jubako.clip import ImageToVideo
 from jubako.engine.batcher import StepBatcher
 from jubako.engine.ticket import Ticket
 from jubako.errors import InvalidRequest
-from jubako.job import Job
+from jubako.job import EmbeddingUse, Job
 from jubako.planning import plan
 from jubako.request import ImageToImage, TextToImage
 from jubako.weight_sets import Precision, Vendor
@@ -146,7 +148,9 @@ def test_a_picture_to_start_from_is_encoded_by_pytorch_with_the_request_s_seed(e
     assert apart(graphs[:1], graphs[1:]) > 1
 
 
-def test_what_a_graph_can_not_do_is_refused_before_it_shares_a_forward(exported: Exported) -> None:
+def test_what_a_graph_can_not_do_is_refused_before_it_shares_a_forward(
+    exported: Exported, tmp_path: Path
+) -> None:
     model = loaded("tiny-svd", exported("tiny-svd", "nvidia", "float32", one_timestep=True))
     file = io.BytesIO()
     Image.new("RGB", (64, 64)).save(file, "PNG")
@@ -160,3 +164,8 @@ def test_what_a_graph_can_not_do_is_refused_before_it_shares_a_forward(exported:
     transformer = loaded("tiny-sd3", exported("tiny-sd3", "nvidia", "float32"))
     with pytest.raises(InvalidRequest, match="skip_layer_guidance: tiny-sd3 is served from graphs"):
         transformer.prepare(layered)
+    worded = jobs_of("tiny-sd")[0].model_copy(update={"embeddings": (EmbeddingUse(name="zog"),)})
+    unet = loaded("tiny-sd", exported("tiny-sd", "nvidia", "float32", one_timestep=True))
+    unet.bank = AdapterBank(unet.pipeline, "tiny-sd", AdapterStore(tmp_path), 10**6)
+    with pytest.raises(InvalidRequest, match="embeddings: tiny-sd is served from graphs"):
+        unet.prepare(worded)
