@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import torch
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
@@ -14,7 +16,7 @@ from safetensors.torch import save_file
 
 from jubako.catalog import shipped_folder
 
-__all__ = ["ATTENTION", "CONVOLUTIONS", "lora_file", "tensors_of", "tiny_sd_lora"]
+__all__ = ["ATTENTION", "CONVOLUTIONS", "lora_file", "sent", "tensors_of", "tiny_sd_lora"]
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 CONVOLUTIONS = ("conv1", "conv2", "proj_in", "conv_shortcut")
@@ -52,3 +54,18 @@ def tiny_sd_lora(file: Path, seed: int, strength: float = 0.1) -> Path:
 
     unet = UNet2DConditionModel.from_pretrained(shipped_folder() / "embedded" / "tiny-sd" / "unet")
     return lora_file(file, unet=tensors_of(unet, seed, strength=strength))
+
+
+@contextmanager
+def sent(url: str, file: Path, *names: str) -> Iterator[None]:
+    """The adapter on a server, under these names, until the block ends."""
+    content = file.read_bytes()
+    try:
+        for name in names:
+            upload = {"file": ("a", content)}
+            reply = httpx.post(f"{url}/v1/adapters", data={"name": name}, files=upload, timeout=60)
+            reply.raise_for_status()
+        yield
+    finally:
+        for name in names:
+            httpx.delete(f"{url}/v1/adapters/{name}", timeout=60)

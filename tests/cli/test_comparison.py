@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from lora_files import sent, tiny_sd_lora
 from PIL import Image
 from program import COMMAND
 from server import Server
@@ -39,6 +40,17 @@ def test_a_picture_to_start_from_is_sent_along(server: Server, tmp_path: Path) -
     assert re.search(r"tiny-sd +0\.9 +64x64 +4", done.stdout)
 
 
+def test_an_adapter_is_laid_over_every_picture(server: Server, tmp_path: Path) -> None:
+    arguments = ["-m", "tiny-sd", "--axis", "steps=1,2", "--seed", "7"]
+    plain = compare(tmp_path, *arguments, "-o", "plain.png", url=server.url)
+    with sent(server.url, tiny_sd_lora(tmp_path / "zog.safetensors", 1), "zog"):
+        styled = compare(tmp_path, *arguments, "--lora", "zog:0.8", "-o", "styled.png", url=server.url)
+    assert (plain.returncode, styled.returncode) == (0, 0), styled.stderr
+    with Image.open(tmp_path / "plain.png") as one, Image.open(tmp_path / "styled.png") as other:
+        assert one.size == other.size
+        assert one.tobytes() != other.tobytes()
+
+
 def test_what_the_server_refuses_is_one_sentence(server: Server, tmp_path: Path) -> None:
     done = compare(tmp_path, "-m", "tiny-sd", "--axis", "steps=1,1000", url=server.url)
     told = "tiny-sd at num_inference_steps 1000: num_inference_steps: tiny-sd takes 1 to 150 steps, not 1000"
@@ -50,6 +62,7 @@ def test_what_the_server_refuses_is_one_sentence(server: Server, tmp_path: Path)
     ("arguments", "told"),
     [
         (["--axis", "steps"], "'steps' is not FIELD=VALUE,VALUE"),
+        (["--lora", "zog:much"], "Invalid value for --lora: 'much' of 'zog:much' is no weight"),
         (["-o", "sheet.jpg"], "sheet.jpg does not end in .png"),
         (["-o", "nowhere/sheet.png"], "there is no folder nowhere"),
     ],

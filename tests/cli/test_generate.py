@@ -17,6 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from lora_files import sent, tiny_sd_lora
 from PIL import Image
 from program import COMMAND
 from server import Server, free_port
@@ -86,6 +87,19 @@ def test_a_picture_and_a_mask_are_sent_along(server: Server, tmp_path: Path) -> 
         assert (job["task"], job["strength"], job["num_inference_steps"]) == (task, 0.5, 4)
 
 
+def test_adapters_are_asked_for_also_with_a_picture(server: Server, tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64), "blue").save(tmp_path / "blue.png")
+    with sent(server.url, tiny_sd_lora(tmp_path / "zog.safetensors", 1), "zog", "zag"):
+        for more, task in (([], "txt2img"), (["--image", "blue.png"], "img2img")):
+            arguments = ["--steps", "2", "--lora", "zog:0.8", "--lora", "zag", *more, "-o", f"{task}.png"]
+            done = generate(tmp_path, *arguments, url=server.url)
+            assert done.returncode == 0, done.stderr
+            with Image.open(tmp_path / f"{task}.png") as picture:
+                job = json.loads(picture.info["jubako"])["job"]
+            assert job["task"] == task
+            assert [(use["name"], use["weight"]) for use in job["loras"]] == [("zog", 0.8), ("zag", 1.0)]
+
+
 def test_what_has_no_effect_is_told(server: Server, tmp_path: Path) -> None:
     arguments = ["--steps", "1", "--guidance-scale", "1", "--negative-prompt", "green"]
     done = generate(tmp_path, *arguments, url=server.url)
@@ -100,6 +114,9 @@ def test_what_has_no_effect_is_told(server: Server, tmp_path: Path) -> None:
         (["--width", "65"], "width"),
         (["--model", "tiny-s"], "Did you mean 'tiny-sd'?"),
         (["--model", "sd1.5"], "fetch them with: jubako pull sd1.5"),
+        (["--lora", "nobody"], "there is no adapter 'nobody'"),
+        (["--lora", "zog:9"], "less than or equal to 4"),
+        (["--lora", "lcm-sd1.5:0.5"], "fetch it with: jubako pull lcm-sd1.5"),
     ],
 )
 def test_what_the_server_refuses_is_one_sentence(
@@ -131,6 +148,9 @@ def test_a_server_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
         (["--mask", __file__], "Invalid value for --mask: give the picture that it is about with --image"),
         (["--strength", "0.5"], "Invalid value for --strength: give the picture"),
         (["--resize-mode", "fit"], "Invalid value for --resize-mode: give the picture"),
+        (["--lora", "zog:much"], "Invalid value for --lora: 'much' of 'zog:much' is no weight"),
+        (["--lora", "zog:nan"], "'nan' of 'zog:nan' is no weight; write NAME or NAME:WEIGHT"),
+        (["--lora", "zog:"], "'' of 'zog:' is no weight"),
     ],
 )
 def test_a_file_that_can_not_be_is_refused_before_the_server_is_asked(

@@ -14,12 +14,14 @@ from rich.table import Table
 from jubako.cli.options import (
     GuidanceScale,
     Height,
+    Loras,
     NegativePrompt,
     Scheduler,
     Steps,
     Strength,
     Url,
     Width,
+    loras_of,
 )
 from jubako.cli.server import answer, write
 
@@ -46,6 +48,7 @@ def compare(
     guidance_scale: GuidanceScale = None,
     seed: Annotated[int | None, typer.Option(help="The seed of all pictures; without: drawn once.")] = None,
     scheduler: Scheduler = None,
+    lora: Loras = None,
     image: Annotated[
         Path | None, typer.Option(help="A picture to start from.", exists=True, dir_okay=False)
     ] = None,
@@ -68,6 +71,7 @@ def compare(
         "guidance_scale": guidance_scale,
         "seed": seed,
         "scheduler": scheduler,
+        "loras": loras_of(lora),
         "strength": strength,
     }
     given = {name: value for name, value in fields.items() if value is not None}

@@ -17,12 +17,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from jubako.cli.options import (
     GuidanceScale,
     Height,
+    Loras,
     NegativePrompt,
     Scheduler,
     Steps,
     Strength,
     Url,
     Width,
+    loras_of,
 )
 from jubako.cli.server import ServerFailed, events, write
 
@@ -51,6 +53,7 @@ def generate(
     guidance_scale: GuidanceScale = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same picture.")] = None,
     scheduler: Scheduler = None,
+    lora: Loras = None,
     image: Annotated[
         Path | None,
         typer.Option(help="A picture to start from; what is transparent in it is made anew.", **_FILE),
@@ -85,6 +88,7 @@ def generate(
         "guidance_scale": guidance_scale,
         "seed": seed,
         "scheduler": scheduler,
+        "loras": loras_of(lora),
         "strength": strength,
         "resize_mode": resize_mode,
         "refiner": refiner or None,
