@@ -51,6 +51,7 @@ class _Turn:
     ask: Ask
     number: int
     start: float
+    since: float
     begun: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -93,6 +94,12 @@ class FairQueue:
     def depth(self) -> dict[Priority, int]:
         """How many wait."""
         return {priority: len(turns) for priority, turns in self._waiting.items()}
+
+    @property
+    def age(self) -> float:
+        """Seconds that the oldest of them has waited."""
+        since = [turn.since for turns in self._waiting.values() for turn in turns]
+        return self._clock() - min(since, default=self._clock())
 
     @property
     def at_work(self) -> int:
@@ -141,7 +148,7 @@ class FairQueue:
     def _entered(self, ask: Ask) -> _Turn:
         start = max(self._virtual, self._finish.get(ask.owner, 0.0))
         self._finish[ask.owner] = start + ask.work
-        turn = _Turn(ask, next(self._numbers), start)
+        turn = _Turn(ask, next(self._numbers), start, self._clock())
         self._waiting[ask.priority].append(turn)
         return turn
 

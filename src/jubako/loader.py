@@ -6,10 +6,12 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
+from time import perf_counter
 from typing import Any, cast
 
 import torch
 
+from jubako import metrics
 from jubako.adapters.bank import AdapterBank
 from jubako.adapters.store import AdapterStore
 from jubako.catalog import Family, Model
@@ -82,14 +84,18 @@ class FamilyLoader:
     def load(self, name: str, on_progress: Callable[[float], None]) -> LoadedModel:
         """The model in memory; ModelNotOnDisk, UnusableWeights, OutOfMemory, GenerationFailed say why not."""
         failure: JubakoError
+        began = perf_counter()
         try:
-            return self._loaded(name, on_progress)
+            loaded = self._loaded(name, on_progress)
         except JubakoError as error:
             logger.warning("loading %s failed: %s", name, error)
             failure = error
             failure.__cause__ = failure.__context__ = failure.__traceback__ = None
         except Exception as error:  # noqa: BLE001 # it is told in the log and to whoever waits
             failure = _failure(name, error)
+        else:
+            self._count(name, perf_counter() - began)
+            return loaded
         # Only now: the error's frames held what was read of the model.
         give_back()
         raise failure
@@ -103,6 +109,8 @@ class FamilyLoader:
         """Release its components and return the memory of those that no other model has."""
         self._store.release(self._assemblies.pop(name))
         give_back()
+        metrics.EVICTIONS.add(model=name)
+        metrics.RESIDENT_BYTES.set(self.bytes, family=self._family.name)
 
     def bytes_of(self, name: str) -> int:
         """What a loaded model's components take, shared ones included."""
@@ -111,6 +119,11 @@ class FamilyLoader:
     def freed_by(self, name: str) -> int:
         """What its components take that no other model has."""
         return self._store.bytes_freed_by(self._assemblies[name])
+
+    def _count(self, name: str, seconds: float) -> None:
+        metrics.LOADS.add(model=name)
+        metrics.LOAD_SECONDS.observe(seconds, model=name)
+        metrics.RESIDENT_BYTES.set(self.bytes, family=self._family.name)
 
     def _loaded(self, name: str, on_progress: Callable[[float], None]) -> LoadedModel:
         model = self._family.models[name]

@@ -18,6 +18,7 @@ from time import perf_counter
 import torch
 from PIL import Image
 
+from jubako import metrics
 from jubako.catalog import Family
 from jubako.engine.batcher import StepBatcher
 from jubako.engine.samples import Sample
@@ -46,6 +47,24 @@ OnProgress = Callable[[Progress], None]
 PREVIEW_SIDE = 256
 
 
+class _Meter:
+    """Tells Prometheus of the batcher's work."""
+
+    def __init__(self, family: str) -> None:
+        self._family = family
+
+    def ran(self, first: Sample, rows: int, live: int, seconds: float) -> None:
+        positions = first.latents[0, 0].numel()
+        metrics.FORWARD_SECONDS.observe(
+            seconds, family=self._family, size=str(1 << max(0, positions - 1).bit_length())
+        )
+        metrics.FORWARD_ROWS.observe(rows, family=self._family)
+        metrics.LIVE_ROWS.set(live, family=self._family)
+
+    def dropped(self, sample: Sample) -> None:
+        metrics.WASTED_STEPS.add(sample.progress[0], family=self._family)
+
+
 class Runner:
     """Runs the jobs of one family. Its methods belong to one event loop, except ``cancel`` and ``close``."""
 
@@ -55,7 +74,7 @@ class Runner:
         self.settings = settings
         here = machine(own_signals())
         self.device = torch.device(require_device(here, settings.device))
-        self.batcher = StepBatcher()
+        self.batcher = StepBatcher(_Meter(family.name))
         acceleration = _acceleration(settings, self.device)
         self._effects = ExitStack()
         self._effects.enter_context(in_effect(acceleration, self.device, settings.home / "compiled"))
@@ -114,23 +133,27 @@ class Runner:
         run = self._run_in_worker if self.family.models[job.model].weights.worker else self._run
         ticket = self._ticket(job, on_progress, self.settings.preview_steps if durable else 0)
         seconds = self.settings.job_timeout if durable else self.settings.timeout
+        failure: JubakoError
         try:
             result = await asyncio.wait_for(run(job, ticket), seconds)
         except JubakoError as error:
-            return Result.failed(job.id, job.seed, error)
+            failure = error
         except TimeoutError:
-            return Result.failed(job.id, job.seed, TimedOut(f"no result after {seconds:g} s; cancelled"))
+            failure = TimedOut(f"no result after {seconds:g} s; cancelled")
         except Exception as error:
             if not out_of_memory(error):
                 logger.exception("job %s failed", job.id)
-            return Result.failed(job.id, job.seed, failure_of(error))
+            failure = failure_of(error)
         else:
             if durable:
                 logger.info("job %s ended", job.id)
+            _count(job, result)
             return result
         finally:
             ticket.cancel()
             self._running.pop(job.id, None)
+        metrics.RESULTS.add(model=job.model, outcome=failure.code)
+        return Result.failed(job.id, job.seed, failure)
 
     def cancel(self, job_id: str) -> bool:
         """Stop a job before its next step, or its wait for a model; False when it is not here (any more)."""
@@ -218,6 +241,12 @@ class Runner:
         facts = {"commit": record.commit if record else None}
         finished = tried_twice(partial(model.finish, decoded, job, facts))
         return _result(job, finished, timings.model_copy(update={"encoded": perf_counter() - began}))
+
+
+def _count(job: Job, result: Result) -> None:
+    metrics.RESULTS.add(model=job.model, outcome="succeeded")
+    for stage, seconds in result.timings.model_dump().items() if result.timings else ():
+        metrics.STAGE_SECONDS.observe(seconds, model=job.model, stage=stage)
 
 
 def _acceleration(settings: Settings, device: torch.device) -> Acceleration:

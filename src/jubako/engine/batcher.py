@@ -12,6 +12,8 @@ import queue
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Hashable, Sequence
+from time import perf_counter
+from typing import Protocol
 
 import torch
 
@@ -22,11 +24,23 @@ from jubako.engine.ticket import Ticket
 from jubako.errors import Cancelled
 from jubako.memory import give_back, out_of_memory
 
-__all__ = ["StepBatcher"]
+__all__ = ["Observer", "StepBatcher"]
 
 logger = logging.getLogger(__name__)
 
 _Member = tuple[Sample, Ticket]
+
+
+class Observer(Protocol):
+    """Hears of what was run, on the denoiser's thread."""
+
+    def ran(self, first: Sample, rows: int, live: int, seconds: float) -> None:
+        """A forward of so many rows, of so many that are under denoising; ``first`` is one of its samples."""
+        ...
+
+    def dropped(self, sample: Sample) -> None:
+        """A sample was cancelled."""
+        ...
 
 
 class StepBatcher:
@@ -35,7 +49,8 @@ class StepBatcher:
     ``forwards`` and ``rows`` count what was run since the start, ``live_rows`` what is under denoising now.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, observer: Observer | None = None) -> None:
+        self._observer = observer
         self._inbox: queue.SimpleQueue[_Member | None] = queue.SimpleQueue()
         self._buckets: OrderedDict[Hashable, deque[_Member]] = OrderedDict()
         self._closed = False
@@ -85,6 +100,8 @@ class StepBatcher:
         for key, members in list(self._buckets.items()):
             for member in [member for member in members if member[1].cancelled]:
                 members.remove(member)
+                if self._observer is not None:
+                    self._observer.dropped(member[0])
                 member[1].fail(Cancelled("the job was cancelled"))
             if not members:
                 del self._buckets[key]
@@ -135,6 +152,7 @@ class StepBatcher:
 
         Members fail with the model, and who does not fit alone.
         """
+        began = perf_counter()
         try:
             predictions = predict_together([sample for sample, _ in batch], inputs)
         except Exception as error:
@@ -148,7 +166,9 @@ class StepBatcher:
         else:
             self._pace.forward_queued(predictions[0].device)
             self.forwards += 1
-            self.rows += sum(sample.rows for sample, _ in batch)
+            self.rows += (rows := sum(sample.rows for sample, _ in batch))
+            if self._observer is not None:
+                self._observer.ran(batch[0][0], rows, self.live_rows, perf_counter() - began)
             return predictions
         if not short:
             return []

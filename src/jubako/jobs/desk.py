@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
+from jubako import metrics
 from jubako.catalog import Catalog
 from jubako.errors import GenerationFailed, JobEnded, KeyReused, ResultGone, UnknownJob
 from jubako.job import Job, new_id
@@ -31,6 +32,7 @@ logger = logging.getLogger(__name__)
 THREADS = 4
 WATCH_SECONDS = 0.25
 CLEAN_SECONDS = 60.0
+COUNT_SECONDS = 5.0
 # Jobs that are recorded but not known to the queue: their gateway died between the two.
 LOST_AFTER_SECONDS = 10.0
 
@@ -78,6 +80,7 @@ class JobDesk:
             self._repeat(self._watch, WATCH_SECONDS),
             self._repeat(self._live, self._settings.job_lease / 5),
             self._repeat(self._clean, CLEAN_SECONDS),
+            self._repeat(self._count, COUNT_SECONDS),
         ]
         self._tasks = [asyncio.create_task(chore) for chore in chores]
         logger.info("jobs are run as gateway %s", self._name)
@@ -311,6 +314,15 @@ class JobDesk:
                     "the job was given up after many attempts; the server's log says why"
                 )
                 self._ledger.fail(record.id, error.body())
+
+    async def _count(self) -> None:
+        """Tell Prometheus how many jobs stand where."""
+        now, standing = time.time(), await self._call(self._ledger.standing)
+        counts = {(family, state): (count, now - oldest) for family, state, count, oldest in standing}
+        for family in self._bounds:
+            for state in ("queued", "running"):
+                metrics.JOBS.set(counts.get((family, state), (0, 0.0))[0], family=family, state=state)
+            metrics.JOB_AGE.set(counts.get((family, "queued"), (0, 0.0))[1], family=family)
 
     async def _clean(self) -> None:
         await self._call(self._find_lost)

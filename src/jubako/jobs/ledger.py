@@ -87,6 +87,18 @@ class Ledger:
         with self._engine.connect() as connection:
             return connection.execute(query).scalar_one()
 
+    def standing(self) -> list[tuple[str, JobState, int, float]]:
+        """Of each family and state that is not an end: how many jobs, and when the oldest was created."""
+        query = (
+            sa.select(_jobs.family, _jobs.state, sa.func.count(), sa.func.min(_jobs.created))
+            .where(_NOT_ENDED)
+            .group_by(_jobs.family, _jobs.state)
+        )
+        with self._engine.connect() as connection:
+            return [
+                (family, state, count, oldest) for family, state, count, oldest in connection.execute(query)
+            ]
+
     def usual_seconds(self, family: str) -> float | None:
         """How long the last jobs of the family ran on average; None before the first has succeeded."""
         recent = (

@@ -10,6 +10,7 @@ from typing import Any
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from jubako import metrics
 from jubako.errors import InvalidRequest, JubakoError, refusal
 from jubako.services.caller import caller, caller_of
 
@@ -22,6 +23,7 @@ _receive: ContextVar[Receive] = ContextVar("receive")
 
 def answer(error: JubakoError) -> JSONResponse:
     """An error as a response, with ``Retry-After`` where trying again makes sense."""
+    metrics.ERRORS.add(code=error.code)
     headers = {"Retry-After": str(error.retry_after)} if error.retry_after else None
     return JSONResponse(error.body(), error.status, headers)
 

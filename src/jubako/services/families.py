@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import aiohttp
 from bentoml.exceptions import BentoMLException
 
+from jubako import metrics
 from jubako.catalog import Catalog
 from jubako.errors import Cancelled, FamilyUnavailable, JubakoError
 from jubako.fair_queue import Ask, FairQueue
@@ -34,6 +35,7 @@ T = TypeVar("T")
 # A loading family leaves its port unanswered, so whoever asks about health must not wait for it.
 PROBE_SECONDS = 0.7
 CANCEL_SECONDS = 5
+MEASURE_SECONDS = 1.0
 
 
 class Families:
@@ -52,6 +54,17 @@ class Families:
     def busy(self) -> bool:
         """Whether this gateway waits for a family's work."""
         return any(queue.at_work for queue in self.queues.values())
+
+    async def measure(self) -> None:
+        """Tell Prometheus of the queues, for ever."""
+        while True:
+            for family, queue in self.queues.items():
+                for priority, depth in queue.depth.items():
+                    metrics.QUEUE_DEPTH.set(depth, family=family, priority=priority)
+                metrics.QUEUE_AGE.set(queue.age, family=family)
+                metrics.AT_WORK.set(queue.at_work, family=family)
+                metrics.WORK_RATE.set(queue.rate or 0.0, family=family)
+            await asyncio.sleep(MEASURE_SECONDS)
 
     def require_room(self, jobs: Sequence[Job]) -> float | None:
         """Seconds within which all of them will be done, as a promise; Overloaded when it can't be given.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any, cast
@@ -147,11 +148,13 @@ def gateway_service(**services: Any) -> Any:
         @bentoml.on_startup
         async def open_jobs(self) -> None:
             """Begin to run durable jobs, on the event loop that the families are reached from."""
+            self.measuring = asyncio.create_task(self.families.measure())
             await self.jobs.open()
 
         @bentoml.on_shutdown
         async def close_jobs(self) -> None:
             """Leave what runs as begun."""
+            self.measuring.cancel()
             await self.jobs.close()
 
         async def __is_ready__(self) -> bool:
