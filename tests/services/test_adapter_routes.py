@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from embedding_files import embedding_file
 from lora_files import tiny_sd_lora
 from safetensors.torch import save
 from server import Server
@@ -83,7 +84,7 @@ def test_one_is_sent_listed_shown_used_and_removed(
     assert reply.status_code == 201, reply.text
     assert reply.headers["location"] == "/v1/adapters/zog"
     (tmp_path / "same").write_bytes(lora)
-    told = {"id": "zog", "object": "adapter", "name": "zog", "bytes": len(lora)}
+    told = {"id": "zog", "object": "adapter", "name": "zog", "kind": "lora", "bytes": len(lora)}
     told |= {"sha256": digest(tmp_path / "same"), "base": "tiny-sd", "trigger": "zog"}
     made = reply.json()
     assert made.items() >= told.items()
@@ -112,6 +113,17 @@ def test_one_is_sent_listed_shown_used_and_removed(
     assert (param, message) == ("loras", "loras: there is no adapter 'zog'. Known: none")
 
 
+def test_an_embedding_is_told_from_loras(client: httpx.Client, tmp_path: Path) -> None:
+    content = embedding_file(tmp_path / "x.safetensors", emb_params=(2, 128)).read_bytes()
+    made = client.post("/v1/adapters", files=form(content, ("name", "zog"), ("trigger", "<zog>")))
+    assert (made.status_code, made.json()["kind"]) == (201, "embedding")
+    asked: dict[str, Any] = {"prompt": "a <zog>", "embeddings": ["zog"], "steps": 1}
+    assert client.post("/txt2img", json=asked).status_code == 200
+    param, message = refused(client.post("/txt2img", json=asked | {"loras": [{"name": "zog"}]}))
+    assert param == "loras"
+    assert "'zog' is of the kind embedding" in message
+
+
 def test_one_of_another_family_or_that_was_not_pulled_is_refused_before_anything_is_queued(
     client: httpx.Client, lora: bytes
 ) -> None:
@@ -135,7 +147,7 @@ def test_one_without_a_name_is_called_by_its_content_and_not_by_its_file(
     client: httpx.Client, lora: bytes
 ) -> None:
     made = client.post("/v1/adapters", files=form(lora, file="../../evil.safetensors")).json()
-    assert made["name"] == f"lora-{made['sha256'][:12]}"
+    assert made["name"] == f"adapter-{made['sha256'][:12]}"
     assert (made["base"], made["trigger"]) == (None, None)
     param, message = refused(client.post("/v1/adapters", files=form(lora)))
     assert param == "name"
@@ -189,7 +201,7 @@ def test_a_file_that_is_no_lora_is_refused(client: httpx.Client, home: Path) -> 
 
     other = save({"model.layer.weight": torch.ones(2)})
     reply = client.post("/v1/adapters", files=form(other, ("name", "zog")))
-    assert refused(reply) == ("file", "file: it holds no tensors of a LoRA")
+    assert refused(reply) == ("file", "file: it holds neither tensors of a LoRA nor an embedding alone")
     assert written(home) == []
 
 

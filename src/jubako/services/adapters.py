@@ -35,12 +35,15 @@ class AdapterUpload(Request):
     """What ``POST /v1/adapters`` takes beside the file."""
 
     name: str | None = Field(
-        default=None, description="What requests call it; unset: `lora-` and the beginning of its SHA-256"
+        default=None, description="What requests call it; unset: `adapter-` and the beginning of its SHA-256"
     )
     base: Line | None = Field(
         default=None, description="The model that it was made for; models of other families refuse it"
     )
-    trigger: Line | None = Field(default=None, description="The word that calls for it, for people")
+    trigger: Line | None = Field(
+        default=None,
+        description="The word that calls for it: for people, and where an embedding that is listed stands",
+    )
 
 
 def add_adapters(app: FastAPI) -> None:
@@ -68,7 +71,7 @@ async def _show(name: str) -> Response:
 
 
 async def _add(body: Body) -> Response:
-    """Take in a LoRA's file; 201 once requests can name it."""
+    """Take in a LoRA or an embedding; 201 once requests can name it."""
     async with read_upload(body, AdapterUpload, MAX_BYTES) as (upload, content):
         adapter = await asyncio.to_thread(_taken_in, _store(), upload, content)
         shown = await asyncio.to_thread(_shown, adapter)
@@ -85,7 +88,7 @@ def _taken_in(store: AdapterStore, upload: AdapterUpload, content: IO[bytes]) ->
     name = upload.name
     if name is None:
         content.seek(0)
-        name = f"lora-{hashlib.file_digest(content, 'sha256').hexdigest()[:12]}"  # type: ignore[arg-type] # it is one
+        name = f"adapter-{hashlib.file_digest(content, 'sha256').hexdigest()[:12]}"  # type: ignore[arg-type] # it is one
     return store.take_in(name, content, upload.model_dump(include={"base", "trigger"}, exclude_none=True))
 
 
@@ -108,6 +111,7 @@ def _described(adapter: Adapter) -> dict[str, Any]:
         "id": adapter.name,
         "object": "adapter",
         "name": adapter.name,
+        "kind": adapter.kind,
         "created": int(adapter.file.stat().st_mtime),
         "bytes": adapter.bytes,
         "sha256": adapter.sha256,
