@@ -68,7 +68,11 @@ class JubakoError(Exception):
 
     def body(self) -> dict[str, Any]:
         """OpenAI's error shape, the only one that any route answers with."""
-        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+        # A client's own words in it may be no text that can be sent.
+        message, param = (
+            text and text.encode(errors="replace").decode() for text in (self.message, self.param)
+        )
+        return {"error": {"message": message, "type": self.type, "param": param, "code": self.code}}
 
 
 class InvalidRequest(JubakoError):
@@ -230,7 +234,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def refusal(details: Sequence[Mapping[str, Any]]) -> InvalidRequest | TooLarge:
     """The first of pydantic's error details as an error of ours that names its field."""
     detail = details[0]
-    field = ".".join(str(part) for part in detail["loc"] if part != "body")
+    where, *path = detail["loc"] or ("",)
+    if where in {"query", "header", "path", "cookie"}:
+        field = str(path[0])
+    else:
+        field = ".".join(str(part) for part in detail["loc"] if part != "body")
     kind, message = detail["type"], str(detail["msg"])
     if kind == "json_invalid":
         return InvalidRequest(f"the body is not valid JSON: {message}")

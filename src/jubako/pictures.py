@@ -36,6 +36,8 @@ def open_picture(data: bytes, field: str) -> Image.Image:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.width * image.height > MAX_PIXELS:
             raise _too_large(field, f"{image.width}x{image.height}")
+        if getattr(image, "is_animated", False):
+            raise InvalidRequest(f"{field}: an animation is not taken; send one picture of it", param=field)
         image.load()
         return ImageOps.exif_transpose(_eight_bits(image))
     except UnidentifiedImageError as error:
@@ -45,7 +47,8 @@ def open_picture(data: bytes, field: str) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large(field, "its size") from error
     except _DAMAGED as error:
-        raise InvalidRequest(f"{field}: the picture's file is damaged: {error}", param=field) from error
+        # In our own words: those of a library may tell too much.
+        raise InvalidRequest(f"{field}: the picture's file is damaged", param=field) from error
 
 
 # What Pillow's readers raise on files that were cut, changed or made to confuse.

@@ -9,7 +9,7 @@ import base64
 import binascii
 import re
 from collections.abc import Iterator
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import (
     AfterValidator,
@@ -19,8 +19,10 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     ValidatorFunctionWrapHandler,
     WrapValidator,
+    field_validator,
     model_validator,
 )
 from pydantic import ModelWrapValidatorHandler as Handler
@@ -76,6 +78,19 @@ class Request(BaseModel):
             details = [cls._explained(detail) for detail in error.errors()]
             raise ValidationError.from_exception_data(error.title, details) from error
 
+    @field_validator("*", mode="before", check_fields=False)
+    @classmethod
+    def _refuse_what_is_no_value(cls, value: object, info: ValidationInfo) -> object:
+        """Truth is no number, and half a surrogate pair, which JSON can spell, is no letter."""
+        if isinstance(value, bool) and not _takes_truth(cls.model_fields[str(info.field_name)].annotation):
+            raise ValueError(f"{str(value).lower()} is no value for it")
+        if isinstance(value, str) and not value.isascii():
+            try:
+                value.encode()
+            except UnicodeEncodeError:
+                raise ValueError("it has half a surrogate pair, which is no character") from None
+        return value
+
     @classmethod
     def _explained(cls, detail: Any) -> InitErrorDetails:
         if detail["type"] != "extra_forbidden":
@@ -125,6 +140,10 @@ class Request(BaseModel):
             yield name
             if isinstance(field.validation_alias, AliasChoices):
                 yield from (str(alias) for alias in field.validation_alias.choices if alias != name)
+
+
+def _takes_truth(annotation: Any) -> bool:
+    return annotation is bool or any(_takes_truth(member) for member in get_args(annotation))
 
 
 def _picture(value: object) -> object:

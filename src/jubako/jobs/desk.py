@@ -162,8 +162,8 @@ class JobDesk:
         newest_first: bool = True,
     ) -> list[Record]:
         """Jobs that have these values, from behind the one of that id."""
-        if after is not None:
-            await self.find(after)
+        if after is not None and await self._call(self._ledger.get, after) is None:
+            raise UnknownJob(f"after: there is no job {after[:64]!r}", param="after")
         page = self._ledger.page
         records: list[Record] = await self._call(
             partial(page, newest_first=newest_first), filters, after, limit

@@ -28,7 +28,8 @@ def plan_picture(request: TextToImage, catalog: Catalog, default_model: str | No
     guidance_scale, warnings = _guidance(request, model)
     width, height = pictures.pop("size", None) or legal_size(request.width, request.height, model)
     steps = legal_steps(request.num_inference_steps, model)
-    scheduler = resolve_scheduler(request.scheduler or defaults.scheduler, model.flow)
+    asked = defaults.scheduler if request.scheduler is None else request.scheduler
+    scheduler = resolve_scheduler(asked, model.flow)
     prompt, loras = loras_of(legal_prompt("prompt", request.prompt, model), request.loras or (), model)
     negative_prompt = legal_prompt("negative_prompt", request.negative_prompt or "", model)
     return Job(

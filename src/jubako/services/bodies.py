@@ -123,7 +123,7 @@ def _upload(form: FormData, kind: type[R]) -> tuple[R, IO[bytes]]:
 def _object(content: bytes) -> dict[str, Any]:
     try:
         fields = json.loads(content or b"{}")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"the body is not valid JSON: {error}") from error
     if not isinstance(fields, dict):
         raise InvalidRequest("the body must be a JSON object")
@@ -214,7 +214,7 @@ def _decoded(name: str, text: str, kind: type[Request], quoted: bool) -> Any:
         return text
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
     if is_text and not isinstance(value, str) and (value is not None or field.is_required()):
         return text
