@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,11 @@ import torch
 from lora_files import ATTENTION, CONVOLUTIONS, lora_file, tensors_of
 from pipelines import sd3_pipeline, sd_pipeline, sdxl_pipeline
 
-from jubako.adapters.deltas import AdapterSet
+from jubako.adapters.deltas import AdapterSet, stretches
 from jubako.adapters.lora import Lora, read_lora
 from jubako.adapters.mixing import Mixer
 from jubako.errors import InvalidRequest
-from jubako.families.fused import fuse
+from jubako.families.acceleration import Acceleration, accelerate
 
 PIPELINES: dict[str, Any] = {"sd": sd_pipeline, "sdxl": sdxl_pipeline, "sd3": sd3_pipeline}
 
@@ -81,16 +82,19 @@ def row(given: dict[str, Any], i: int) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
+@pytest.mark.parametrize(
+    "acceleration",
+    [Acceleration(), Acceleration(fused_qkv=True, channels_last=True)],
+    ids=["plain", "as on a GPU"],
+)
 @pytest.mark.parametrize("kind", list(PIPELINES))
 @torch.inference_mode()
-def test_each_row_has_its_own_adapters(kind: str, fused: bool, tmp_path: Path) -> None:
+def test_each_row_has_its_own_adapters(kind: str, acceleration: Acceleration, tmp_path: Path) -> None:
     files = adapters(kind, tmp_path)
     pipeline = PIPELINES[kind]()
     loras = {name: read_lora(name, file, pipeline, kind) for name, file in files.items()}
-    module = denoiser(pipeline)
-    if fused:
-        fuse(module)
+    name = "transformer" if kind == "sd3" else "unet"
+    module = accelerate(denoiser(pipeline), name, acceleration)
     rows: list[list[tuple[str, float]]] = [
         [("one", 0.8)],
         [],
@@ -102,7 +106,7 @@ def test_each_row_has_its_own_adapters(kind: str, fused: bool, tmp_path: Path) -
     given = inputs(kind, len(rows))
     before = module(**given, return_dict=False)[0]
     sets: list[AdapterSet] = [tuple((loras[name], weight) for name, weight in each) for each in rows]
-    mixer = Mixer(module, "transformer" if kind == "sd3" else "unet")
+    mixer = Mixer(module, name)
     with mixer.rows(sets):
         mixed = module(**given, return_dict=False)[0]
     # Without adapters the base is what it was, bit for bit.
@@ -123,32 +127,40 @@ def test_each_row_has_its_own_adapters(kind: str, fused: bool, tmp_path: Path) -
 
 
 @torch.inference_mode()
-def test_rows_that_all_have_the_same_share_one_matrix(tmp_path: Path) -> None:
+def test_equal_neighbours_share_their_products(tmp_path: Path) -> None:
     pipeline = sd_pipeline()
     files = adapters("sd", tmp_path)
-    lora = read_lora("two", files["two"], pipeline, "sd")
-    given, mixer = inputs("sd", 3), Mixer(pipeline.unet, "unet")
-    with mixer.rows([((lora, 0.9),)] * 3):
-        same = pipeline.unet(**given).sample
-    with mixer.rows([((lora, 0.9),), ((lora, 0.9),), ((lora, 0.8999999),)]):
-        own = pipeline.unet(**given).sample
-    assert torch.allclose(same, own, atol=1e-5)
+    loras = [read_lora(name, files[name], pipeline, "sd") for name in ("one", "two")]
+    one: AdapterSet = ((loras[0], 0.9),)
+    both: AdapterSet = (*one, (loras[1], 0.4))
+    found = stretches([one, one, (), both, both, one], "unet")
+    assert [(stretch.rows, stretch.weight) for stretch in found] == [
+        (slice(0, 2), 0.9),
+        (slice(3, 5), 0.9),
+        (slice(3, 5), 0.4),
+        (slice(5, 6), 0.9),
+    ]
+    assert stretches([one, both], "text_encoder") == []
 
 
-def test_what_is_forgotten_leaves_nothing(tmp_path: Path) -> None:
+def test_what_nobody_has_any_more_leaves_nothing(tmp_path: Path) -> None:
     pipeline = sd_pipeline()
     files, mixer = adapters("sd", tmp_path), Mixer(pipeline.unet, "unet")
     given = inputs("sd", 2)
-    for name in ("one", "two"):
-        lora: Lora = read_lora(name, files[name], pipeline, "sd")
-        assert lora.bytes > 0
-        with torch.inference_mode(), mixer.rows([((lora, 1.0),), ()]):
-            pipeline.unet(**given)
-        assert any(module._forward_hooks for module in pipeline.unet.modules())
-        mixer.forget(lora)
-        with mixer.rows([()]):
-            pass
-        assert not any(module._forward_hooks for module in pipeline.unet.modules())
+    with torch.inference_mode():
+        before = pipeline.unet(**given).sample
+        for name in ("one", "two"):
+            lora: Lora = read_lora(name, files[name], pipeline, "sd")
+            assert lora.bytes > 0
+            with mixer.rows([((lora, 1.0),), ()]):
+                assert not torch.equal(pipeline.unet(**given).sample, before)
+            gone = weakref.ref(lora)
+            del lora
+            assert gone() is None
+            assert torch.equal(pipeline.unet(**given).sample, before)
+    assert any(module._forward_hooks for module in pipeline.unet.modules())
+    del mixer
+    assert not any(module._forward_hooks for module in pipeline.unet.modules())
 
 
 def test_a_file_for_another_model_is_refused(tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from jubako.engine.batcher import StepBatcher
-from jubako.engine.samples import Decode, Sample
+from jubako.engine.samples import Decode, Sample, predict_together
 from jubako.engine.schedule import Schedule, make_scheduler
 from jubako.engine.ticket import Ticket
 from jubako.errors import Cancelled, GenerationFailed
@@ -29,6 +30,7 @@ class CountingDenoiser:
     forwards: list[list[int]] = field(default_factory=list)
     decoded: list[int] = field(default_factory=list)
     before: Callable[[], None] = lambda: None
+    predicts: Callable[[torch.Tensor], torch.Tensor] = torch.zeros_like
     shown: Callable[[torch.Tensor], torch.Tensor | None] = lambda latents: latents[0, :3]
 
     def predict(
@@ -42,7 +44,7 @@ class CountingDenoiser:
         self.gate.wait(10)
         self.forwards.append([int(seed) for seed in conditioning["seed"]])
         self.before()
-        return torch.zeros_like(inputs)
+        return self.predicts(inputs)
 
     def decode(self, latents: torch.Tensor, *, sparing: bool = False, upcast: bool = False) -> torch.Tensor:
         self.decoded.append(len(latents))
@@ -117,6 +119,29 @@ def test_a_guided_sample_takes_two_rows_and_no_forward_exceeds_the_limit(batcher
     assert rows == [6, 3, 6, 3, 6, 3]
     assert batcher.rows == sum(rows)
     assert batcher.forwards == len(denoiser.forwards)
+
+
+def test_rows_with_equal_adapters_stand_side_by_side(batcher: StepBatcher) -> None:
+    denoiser = CountingDenoiser(predicts=torch.clone)
+    told: list[list[tuple[str, ...]]] = []
+
+    @contextmanager
+    def adapted(rows: Sequence[tuple[str, ...]]) -> Iterator[None]:
+        told.append(list(rows))
+        yield
+
+    sets = {1: ("ash",), 2: (), 3: ("ash",), 4: ("birch",), 5: ()}
+    samples = [
+        replace(sample(denoiser, seed, 2), adapters=own, adapted=adapted if own else None)
+        for seed, own in sets.items()
+    ]
+    inputs = [one.inputs() for one in samples]
+    denoiser.gate.set()
+    predictions = predict_together(samples, inputs)
+    assert denoiser.forwards == [[1, 3, 2, 5, 4]]
+    assert told == [[("ash",), ("ash",), (), (), ("birch",)]]
+    # Each gets the prediction of its own row.
+    assert all(torch.equal(found, given) for found, given in zip(predictions, inputs, strict=True))
 
 
 def test_samples_past_the_row_limit_take_turns(batcher: StepBatcher) -> None:

@@ -100,7 +100,4 @@ class AdapterBank:
     def _make_room(self) -> None:
         """Forget the least recently used, but never the one that was just read."""
         while len(self._resident) > 1 and sum(each.bytes for each in self._resident.values()) > self._budget:
-            _, oldest = self._resident.popitem(last=False)
-            if isinstance(oldest, Lora):
-                for mixer in self._mixers.values():
-                    mixer.forget(oldest)
+            self._resident.popitem(last=False)

@@ -7,21 +7,17 @@ adapters make of the layer's input, as servers of many adapters do for language 
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
-from typing import Any
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import cached_property, partial
 
 import torch
+from torch.utils.hooks import RemovableHandle
 
-from jubako.adapters.deltas import AdapterSet, Deltas, deltas_of
-from jubako.adapters.lora import Lora
+from jubako.adapters.deltas import AdapterSet, Stretch, add_delta, stretches
 
 __all__ = ["Mixer"]
-
-# A turn of the batcher has the rows of the one before, until a sample joins or leaves.
-MIXTURES_KEPT = 8
 
 # What a fused projection (families/fused.py) stands for, in its order.
 _FUSED = {
@@ -34,78 +30,67 @@ _FUSED = {
 }
 _FUSED_ACROSS = {"to_k": ("to_kv", 0), "to_v": ("to_kv", 1)}
 
-Rows = tuple[AdapterSet, ...]
-
 
 class Mixer:
-    """One module and its rows' adapters. Belongs to one thread at a time, that of the module's forwards."""
+    """One module and its rows' adapters. Belongs to one thread at a time, that of the module's forwards.
+
+    It keeps nothing of an adapter beyond the forwards that have it. Its hooks stay on the layers that some
+    adapter had, and go with it.
+    """
 
     def __init__(self, module: torch.nn.Module, component: str) -> None:
         self._module = module
         self._component = component
-        self._hooks: dict[str, Any] = {}
-        self._mixtures: OrderedDict[Rows, dict[str, Deltas]] = OrderedDict()
-        self._now: dict[str, Deltas] = {}
-        self._dropped: deque[Lora] = deque()
+        self._hooks: dict[str, RemovableHandle] = {}
+        # Shared with the hooks, which must not keep the mixer: its module may be another model's too.
+        self._now: list[Stretch] = []
+        weakref.finalize(self, _remove, self._hooks)
 
     @contextmanager
     def rows(self, sets: Sequence[AdapterSet]) -> Iterator[None]:
         """The adapters of each row of the forwards within, in the rows' order."""
-        while self._dropped:
-            self._forget(self._dropped.popleft())
-        if not any(sets):
-            yield
-            return
-        self._now = self._mixture(tuple(sets))
         try:
-            with self._uncompiled():
+            self._now += stretches(sets, self._component)
+            self._hook_up()
+            eager = self._now and self._compiled
+            with torch.compiler.set_stance("force_eager") if eager else nullcontext():
                 yield
         finally:
-            self._now = {}
+            self._now.clear()
 
-    def _uncompiled(self) -> AbstractContextManager[Any]:
-        """Compiled code does not see hooks; without any there is no compiler to be told."""
-        if all(part._compiled_call_impl is None for part in self._module.modules()):  # noqa: SLF001 # no other way
-            return nullcontext()
-        stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
-        return stance
+    @cached_property
+    def _compiled(self) -> bool:
+        """Whether there is compiled code, which does not see hooks; it is there before the first adapter."""
+        return any(part._compiled_call_impl is not None for part in self._module.modules())  # noqa: SLF001 # no other way
 
-    def forget(self, lora: Lora) -> None:
-        """Let what was prepared with an adapter go, before the next forwards. Any thread may ask for it."""
-        self._dropped.append(lora)
+    def _hook_up(self) -> None:
+        """Hooks for the layers that have none yet."""
+        for stretch in self._now:
+            for path in stretch.layers.keys() - self._hooks.keys():
+                layer, columns = _layer(self._module, path)
+                hook = partial(_add, now=self._now, path=path, columns=columns)
+                self._hooks[path] = layer.register_forward_hook(hook)
 
-    def _forget(self, lora: Lora) -> None:
-        for rows in [rows for rows in self._mixtures if any(each is lora for row in rows for each, _ in row)]:
-            del self._mixtures[rows]
-        if not self._mixtures:
-            for hook in self._hooks.values():
-                hook.remove()
-            self._hooks.clear()
 
-    def _mixture(self, rows: Rows) -> dict[str, Deltas]:
-        if (found := self._mixtures.get(rows)) is None:
-            found = self._mixtures[rows] = deltas_of(rows, self._component)
-            if len(self._mixtures) > MIXTURES_KEPT:
-                self._mixtures.popitem(last=False)
-            for path in found.keys() - self._hooks.keys():
-                self._hooks[path] = self._hooked(path)
-        self._mixtures.move_to_end(rows)
-        return found
+def _add(
+    layer: torch.nn.Module,
+    inputs: tuple[torch.Tensor, ...],
+    output: torch.Tensor,
+    *,
+    now: Sequence[Stretch],
+    path: str,
+    columns: slice | None,
+) -> None:
+    """A hook: each stretch of rows gets what its adapter has for this layer."""
+    for stretch in now:
+        if (lora := stretch.layers.get(path)) is not None:
+            part = output[stretch.rows] if columns is None else output[stretch.rows, ..., columns]
+            add_delta(layer, lora, stretch.weight, inputs[0][stretch.rows], part)
 
-    def _hooked(self, path: str) -> Any:
-        layer, columns = _layer(self._module, path)
-        return layer.register_forward_hook(partial(self._added, path, columns))
 
-    def _added(
-        self,
-        path: str,
-        columns: slice | None,
-        layer: torch.nn.Module,
-        inputs: tuple[torch.Tensor, ...],
-        output: torch.Tensor,
-    ) -> torch.Tensor | None:
-        deltas = self._now.get(path)
-        return None if deltas is None else deltas.added(layer, inputs[0], output, columns)
+def _remove(hooks: Mapping[str, RemovableHandle]) -> None:
+    for hook in hooks.values():
+        hook.remove()
 
 
 def _layer(module: torch.nn.Module, path: str) -> tuple[torch.nn.Module, slice | None]:

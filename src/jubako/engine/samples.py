@@ -203,18 +203,26 @@ def _forward(
     conditioning: Sequence[Mapping[str, torch.Tensor]],
     skip_layers: tuple[int, ...] = (),
 ) -> list[torch.Tensor]:
-    together = torch.cat(list(inputs))
-    counts = [len(rows) for rows in inputs]
-    timesteps = [
-        sample.schedule.timestep for sample, count in zip(samples, counts, strict=True) for _ in range(count)
-    ]
-    adapted = next((sample.adapted for sample in samples if sample.adapted), None)
-    adapters = [sample.adapters for sample, count in zip(samples, counts, strict=True) for _ in range(count)]
-    with adapted(adapters) if adapted else nullcontext():
-        predictions = samples[0].denoiser.predict(
+    order = _by_adapters(samples)
+    members = [samples[i] for i in order]
+    counts = [len(inputs[i]) for i in order]
+    each_row = [sample for sample, count in zip(members, counts, strict=True) for _ in range(count)]
+    together = torch.cat([inputs[i] for i in order])
+    adapted = next((sample.adapted for sample in members if sample.adapted), None)
+    with adapted([sample.adapters for sample in each_row]) if adapted else nullcontext():
+        predictions = members[0].denoiser.predict(
             together,
-            _placed(torch.stack(timesteps), together.device),
-            {name: torch.cat([rows[name] for rows in conditioning]) for name in conditioning[0]},
+            _placed(torch.stack([sample.schedule.timestep for sample in each_row]), together.device),
+            {name: torch.cat([conditioning[i][name] for i in order]) for name in conditioning[0]},
             skip_layers,
         )
-    return list(predictions.split(counts))
+    found = dict(zip(order, predictions.split(counts), strict=True))
+    return [found[i] for i in range(len(samples))]
+
+
+def _by_adapters(samples: Sequence[Sample]) -> list[int]:
+    """Their places, those with equal adapters side by side: one product serves them all."""
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for place, sample in enumerate(samples):
+        groups.setdefault(sample.adapters, []).append(place)
+    return [place for group in groups.values() for place in group]
