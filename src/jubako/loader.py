@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from time import perf_counter
 from typing import Any, cast
@@ -19,7 +20,7 @@ from jubako.errors import GenerationFailed, JubakoError, OutOfMemory
 from jubako.families.acceleration import Acceleration, accelerate
 from jubako.families.latent import LatentModel
 from jubako.families.loaded import LoadedModel
-from jubako.families.row_buckets import fast_predict
+from jubako.families.row_buckets import fast_predict, never
 from jubako.families.warm_up import example_job, warm_up
 from jubako.hardware import Machine
 from jubako.memory import give_back, out_of_memory
@@ -161,12 +162,15 @@ class FamilyLoader:
     def _ready(self, model: LoadedModel, entry: Model, choice: Choice) -> LoadedModel:
         """The model behind what is on of row buckets and CUDA graphs, its first forwards done."""
         acceleration = self._accelerated(choice)
+        adapted = never
         if isinstance(model, LatentModel):
-            model.bank = AdapterBank(
+            model.bank = bank = AdapterBank(
                 model.pipeline, entry.name, AdapterStore(self._settings.home), self._settings.adapter_bytes
             )
+            adapted = partial(bank.at_work, model.denoiser_name)
         if acceleration.row_buckets or acceleration.cuda_graphs:
-            model.predict = fast_predict(model.predict, acceleration, entry.max_rows)  # type: ignore[method-assign] # of this one
+            fast = fast_predict(model.predict, acceleration, entry.max_rows, adapted)
+            model.predict = fast  # type: ignore[method-assign] # of this one
         if acceleration.warm_up:
             job = example_job(entry, self._family)
             warm_up(model, model.prepare(job), _modules(model))

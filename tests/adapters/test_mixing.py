@@ -153,10 +153,12 @@ def test_what_nobody_has_any_more_leaves_nothing(tmp_path: Path) -> None:
             lora: Lora = read_lora(name, files[name], pipeline, "sd")
             assert lora.bytes > 0
             with mixer.rows([((lora, 1.0),), ()]):
+                assert mixer.at_work
                 assert not torch.equal(pipeline.unet(**given).sample, before)
             gone = weakref.ref(lora)
             del lora
             assert gone() is None
+            assert not mixer.at_work
             assert torch.equal(pipeline.unet(**given).sample, before)
     assert any(module._forward_hooks for module in pipeline.unet.modules())
     del mixer

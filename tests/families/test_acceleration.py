@@ -464,6 +464,22 @@ def test_a_replayed_forward_gives_what_a_plain_one_gives(kind: str) -> None:
     assert len(captured._graphs) == 1
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
+def test_a_forward_with_adapters_is_neither_captured_nor_replayed(device: str) -> None:
+    adapters: list[float] = []
+
+    def adapted(inputs: torch.Tensor, *_: Any) -> torch.Tensor:
+        return inputs + sum(adapters)
+
+    captured = CapturedForwards(adapted, adapted=lambda: bool(adapters))
+    for turn in ([1.0], [1.0], [], [], [], [2.0], []):
+        adapters[:] = turn
+        inputs = torch.rand(2, 4, device=device)
+        assert torch.equal(captured(inputs, torch.zeros(2, device=device), {}), inputs + sum(turn))
+        # Only what it has seen can it capture.
+        assert bool(captured._seen) == (turn != [1.0])
+
+
 @needs_gpu
 def test_no_more_graphs_are_kept_than_wanted() -> None:
     def doubled(inputs: torch.Tensor, *_: Any) -> torch.Tensor:

@@ -81,6 +81,11 @@ class AdapterBank:
         mixer = self._mixers.get(component)
         return mixer.rows(sets) if mixer else nullcontext()
 
+    def at_work(self, component: str) -> bool:
+        """Whether the component's forward that runs now has rows with adapters."""
+        mixer = self._mixers.get(component)
+        return mixer is not None and mixer.at_work
+
     def _one(self, use: LoraUse | EmbeddingUse, kind: Kind) -> Any:
         """An adapter in memory. A job that was planned without a store takes what its name stands for now."""
         with self._lock:

@@ -58,6 +58,11 @@ class Mixer:
         finally:
             self._now.clear()
 
+    @property
+    def at_work(self) -> bool:
+        """Whether a forward runs some of whose rows have adapters."""
+        return bool(self._now)
+
     @cached_property
     def _compiled(self) -> bool:
         """Whether there is compiled code, which does not see hooks; it is there before the first adapter."""

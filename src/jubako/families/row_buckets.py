@@ -18,7 +18,7 @@ import torch
 from jubako.families.acceleration import Acceleration
 from jubako.memory import out_of_memory
 
-__all__ = ["ROWS", "CapturedForwards", "RowBuckets", "fast_predict", "row_counts"]
+__all__ = ["ROWS", "CapturedForwards", "RowBuckets", "fast_predict", "never", "row_counts"]
 
 logger = logging.getLogger(__name__)
 
@@ -36,10 +36,20 @@ def row_counts(most: int) -> tuple[int, ...]:
     return (*(rows for rows in ROWS if rows < most), most)
 
 
-def fast_predict(predict: Predict, acceleration: Acceleration, max_rows: int) -> Predict:
-    """A denoiser's ``predict`` behind what is on of row buckets and CUDA graphs."""
+def never() -> bool:
+    """Of a denoiser that has no adapters."""
+    return False
+
+
+def fast_predict(
+    predict: Predict, acceleration: Acceleration, max_rows: int, adapted: Callable[[], bool] = never
+) -> Predict:
+    """A denoiser's ``predict`` behind what is on of row buckets and CUDA graphs.
+
+    ``adapted`` tells whether the rows of the forward that runs now have adapters.
+    """
     if acceleration.cuda_graphs:
-        predict = CapturedForwards(predict)
+        predict = CapturedForwards(predict, adapted=adapted)
     if acceleration.row_buckets:
         predict = RowBuckets(predict, row_counts(max_rows))
     return predict
@@ -88,12 +98,14 @@ class CapturedForwards:
     """A denoiser's ``predict`` that is captured when a shape comes for the second time, and then replayed.
 
     The first time compiles, and makes this thread's handles and plans, which can't be captured. Where
-    capturing fails, the shape runs as without.
+    capturing fails, the shape runs as without. So does a forward with adapters: a graph has those that it was
+    captured with, or none.
     """
 
-    def __init__(self, predict: Predict, most: int = GRAPHS) -> None:
+    def __init__(self, predict: Predict, most: int = GRAPHS, adapted: Callable[[], bool] = never) -> None:
         self._predict = predict
         self._most = most
+        self._adapted = adapted
         self._seen: set[Hashable] = set()
         self._refused: set[Hashable] = set()
         self._graphs: OrderedDict[Hashable, _Captured] = OrderedDict()
@@ -107,6 +119,8 @@ class CapturedForwards:
         skip_layers: tuple[int, ...] = (),
     ) -> torch.Tensor:
         """As ``predict``. What is returned is the caller's own."""
+        if self._adapted():
+            return self._predict(inputs, timesteps, conditioning, skip_layers)
         given = {"inputs": inputs, "timesteps": timesteps, **conditioning}
         shapes = tuple((name, tensor.shape, tensor.dtype) for name, tensor in given.items())
         key = (threading.get_ident(), skip_layers, shapes)
