@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import io
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 from lora_files import ATTENTION, CONVOLUTIONS, lora_file, tensors_of
 from PIL import Image
 
+from jubako.adapters.lora import read_lora
 from jubako.adapters.store import AdapterStore
 from jubako.catalog import load_catalog
 from jubako.errors import InvalidRequest
@@ -111,6 +114,34 @@ def test_eight_requests_over_four_adapters_and_the_base_are_what_they_are_alone(
         plain = pixels(together(runner, [job(home, seed=each.seed, steps=each.num_inference_steps)])[0])
         assert (abs(found - plain).max() > 2) == bool(each.loras)
     assert np.array_equal(pixels(together(runner, [job(home)])[0]), before)
+
+
+def test_an_adapter_can_be_read_while_a_model_is_loaded(home: Path) -> None:
+    import torch
+
+    def loaded() -> Any:
+        store = ComponentStore(FAMILY.models)
+        return store.load(CATALOG.model("tiny-sd"), home, torch.device("cpu"), torch.float32).pipeline
+
+    pipeline, file, done = loaded(), AdapterStore(home).find("ash").file, threading.Event()
+
+    def read() -> int:
+        count = 0
+        while not done.is_set():
+            count += read_lora("ash", file, pipeline, "tiny-sd").bytes > 0
+        return count
+
+    with ThreadPoolExecutor(1) as thread:
+        reading = thread.submit(read)
+        try:
+            modules = [loaded().unet for _ in range(3)]
+        finally:
+            done.set()
+        assert reading.result() > 0
+    wanted = pipeline.unet.state_dict()
+    for module in (*modules, torch.nn.Linear(2, 2)):
+        assert not any(tensor.is_meta for tensor in module.parameters())
+    assert all(torch.equal(module.state_dict()[name], wanted[name]) for module in modules for name in wanted)
 
 
 def test_a_tag_in_the_prompt_does_what_the_list_does(runner: Runner, home: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 from jubako.errors import InvalidRequest, UnusableWeights
 from jubako.memory import out_of_memory
 from jubako.weights.overlay import injected, touched_by_lora
-from jubako.weights.parts import beginning
+from jubako.weights.parts import beginning, construction
 
 __all__ = ["Lora", "LoraLayer", "blank", "read_lora"]
 
@@ -81,7 +81,8 @@ def read_lora(name: str, file: Path, pipeline: Any, model: str) -> Lora:
         for component in touched_by_lora(file, denoiser):
             if components.get(component) is not None:
                 module = components[component]
-                layers = injected(type(pipeline), component, blank(module), file)
+                with construction:
+                    layers = injected(type(pipeline), component, blank(module), file)
                 found[component] = {
                     path: _placed(layer, pipeline.device, module.dtype) for path, layer in layers.items()
                 }

@@ -20,7 +20,7 @@ import torch
 from jubako.catalog import Model
 from jubako.weights.graphs.proxies import GraphModule
 from jubako.weights.graphs.runtime import GraphRuntime
-from jubako.weights.parts import Finish, Part
+from jubako.weights.parts import Finish, Part, construction
 from jubako.weights.recipe import recipe
 
 __all__ = ["Assembly", "ComponentStore"]
@@ -127,7 +127,8 @@ class ComponentStore:
             if held := self._held.get(key):
                 held.users += 1
                 return held.module
-        module = part.read()
+        with construction:
+            module = part.read()
         with self._lock:
             self._held[key] = _Held(module, _memory(module), 1)
         return module

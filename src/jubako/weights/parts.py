@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import threading
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ __all__ = [
     "bytes_in",
     "class_named",
     "config_of",
+    "construction",
     "identity",
     "placed",
     "read_index",
@@ -47,6 +49,10 @@ _NAMES = {
     "torch_dtype",
     "transformers_version",
 }
+
+construction = threading.Lock()
+"""Held by whoever makes modules: for one without memory the libraries change ``torch.nn.Module`` itself, and
+two who do so at a time leave it changed for good."""
 
 _LINES, _LINE = 4, 300
 _ITEM_BYTES = {
