@@ -83,8 +83,11 @@ def read_lora(name: str, file: Path, pipeline: Any, model: str) -> Lora:
                 module = components[component]
                 with construction:
                     layers = injected(type(pipeline), component, blank(module), file)
+                # Asked for once: the libraries look through all modules for them.
+                device, dtype = pipeline.device, module.dtype
                 found[component] = {
-                    path: _placed(layer, pipeline.device, module.dtype) for path, layer in layers.items()
+                    path: _placed(f"{component}.{path}", layer, device, dtype)
+                    for path, layer in layers.items()
                 }
     except Exception as error:
         if out_of_memory(error):
@@ -92,21 +95,20 @@ def read_lora(name: str, file: Path, pipeline: Any, model: str) -> Lora:
         raise _refused(name, model, beginning(error)) from error
     if not any(found.values()):
         raise _refused(name, model, "it has no layers for it")
-    for component, placed in found.items():
-        for path, layer in placed.items():
-            if not (layer.down.isfinite().all() and layer.up.isfinite().all()):
-                raise _refused(name, model, f"{component}.{path} has numbers that are not finite")
     return Lora(name, found)
 
 
-def _placed(layer: Any, device: torch.device, dtype: torch.dtype) -> LoraLayer:
+def _placed(path: str, layer: Any, device: torch.device, dtype: torch.dtype) -> LoraLayer:
     """A layer as peft has it, its scale multiplied into it."""
     (adapter,) = layer.lora_A
     if layer.use_dora.get(adapter) or layer.lora_bias.get(adapter):
         raise UnusableWeights("it is of a kind (DoRA, or with biases) that is not served")
-    down, up = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
-    scaled = up.detach().float().flatten(1) * layer.scaling[adapter]
-    return LoraLayer(down.detach().to(device, dtype).contiguous(), scaled.to(device, dtype).contiguous())
+    down = layer.lora_A[adapter].weight.detach().to(dtype)
+    up = (layer.lora_B[adapter].weight.detach().float().flatten(1) * layer.scaling[adapter]).to(dtype)
+    # Before they are on a device, where each look would wait for the forwards that run there.
+    if not (down.isfinite().all() and up.isfinite().all()):
+        raise UnusableWeights(f"{path} has numbers that are not finite")
+    return LoraLayer(down.to(device).contiguous(), up.to(device).contiguous())
 
 
 def _refused(name: str, model: str, reason: str) -> InvalidRequest:
