@@ -144,6 +144,13 @@ def test_an_adapter_can_be_read_while_a_model_is_loaded(home: Path) -> None:
     assert all(torch.equal(module.state_dict()[name], wanted[name]) for module in modules for name in wanted)
 
 
+def test_who_has_an_adapter_does_not_wait_for_one_that_is_read(runner: Runner, home: Path) -> None:
+    together(runner, [job(home, ("ash", 1.0))])
+    model: Any = runner.residency._trays["tiny-sd"].model
+    with model.bank._reading, ThreadPoolExecutor(1) as thread:  # as while one is read
+        assert thread.submit(model.bank.take, job(home, ("ash", 0.5)).loras).result(10)
+
+
 def test_a_tag_in_the_prompt_does_what_the_list_does(runner: Runner, home: Path) -> None:
     caption = "a large red circle on the left of a blue background"
     tagged = job(home, prompt=f"{caption} <lora:birch:0.7>")

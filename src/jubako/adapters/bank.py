@@ -40,6 +40,7 @@ class AdapterBank:
         self._store, self._budget = store, budget
         self._resident: OrderedDict[str, Lora | Embedding] = OrderedDict()
         self._lock = threading.Lock()
+        self._reading = threading.Lock()
         self._mixers = {
             name: Mixer(module, name)
             for name in _COMPONENTS
@@ -88,19 +89,28 @@ class AdapterBank:
 
     def _one(self, use: LoraUse | EmbeddingUse, kind: Kind) -> Any:
         """An adapter in memory. A job that was planned without a store takes what its name stands for now."""
-        with self._lock:
+        # Before the other lock: nobody who only wants what is here waits for what is read.
+        if use.sha256 and (found := self._found(use.sha256)):
+            return found
+        with self._reading:
             sha256 = use.sha256 or self._store.wanted(use.name, kind).sha256
-            if found := self._resident.get(sha256):
-                self._resident.move_to_end(sha256)
+            if found := self._found(sha256):
                 return found
             adapter = self._store.wanted(use.name, kind)
             if adapter.sha256 != sha256:
                 field = f"{kind}s"
                 raise InvalidRequest(f"{field}: {use.name} was replaced meanwhile; ask again", param=field)
             read = _READERS[kind](use.name, adapter.file, self._pipeline, self._model)
-            self._resident[sha256] = read
-            self._make_room()
+            with self._lock:
+                self._resident[sha256] = read
+                self._make_room()
             return read
+
+    def _found(self, sha256: str) -> Lora | Embedding | None:
+        with self._lock:
+            if found := self._resident.get(sha256):
+                self._resident.move_to_end(sha256)
+            return found
 
     def _make_room(self) -> None:
         """Forget the least recently used, but never the one that was just read."""
