@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -59,6 +57,15 @@ def wait_for_step(home: Path, job_id: str, step: int) -> None:
         time.sleep(0.05)
 
 
+def kill_all_but(spared: list[psutil.Process], server: Server) -> None:
+    """SIGKILL to the server's processes, its supervisor first, which would start the others again."""
+    supervisor = psutil.Process(server.process.pid)
+    for process in (supervisor, *supervisor.children(recursive=True)):
+        if process.pid not in {each.pid for each in spared}:
+            process.kill()
+    server.process.wait()
+
+
 @pytest.mark.timeout(400)
 def test_an_adapter_is_made_whatever_is_killed(tmp_path: Path) -> None:
     home = tmp_path / "jubako"
@@ -71,9 +78,7 @@ def test_an_adapter_is_made_whatever_is_killed(tmp_path: Path) -> None:
         trainer.kill()
         wait_for_step(home, job_id, 10)
         assert trainers(home)[0].pid != trainer.pid
-        # Everything but the trainer, whose session is its own.
-        os.killpg(server.process.pid, signal.SIGKILL)
-        server.process.wait()
+        kill_all_but(trainers(home), server)
     reached = checkpoints(home, job_id)[-1]
     with serving(tmp_path, JUBAKO_FAMILIES="sd") as server:
         deadline = time.monotonic() + 200

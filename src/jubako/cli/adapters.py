@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jubako.adapters.store import Adapter, AdapterStore
 from jubako.catalog import AdapterEntry, load_catalog
 from jubako.settings import load_settings
+
+if TYPE_CHECKING:
+    from jubako.adapters.store import Adapter, AdapterStore
 
 __all__ = ["adapters"]
 
@@ -92,6 +94,9 @@ def _remove_adapter(name: Name) -> None:
 
 
 def _store() -> AdapterStore:
+    # With it comes Pillow, which no other command needs at its start.
+    from jubako.adapters.store import AdapterStore
+
     return AdapterStore(load_settings().home)
 
 

@@ -12,7 +12,6 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from jubako.adapters.store import AdapterStore
 from jubako.catalog import AdapterEntry, Catalog, Model, load_catalog
 from jubako.cli.parcels import brought, print_licence
 from jubako.errors import UnknownModel, nearest
@@ -80,6 +79,8 @@ def _pull_adapter(console: Console, entry: AdapterEntry, settings: Settings, wei
         raise PullFailed(
             f"weights: {entry.name} is an adapter, of which there is one file; leave --weights out"
         )
+    from jubako.adapters.store import AdapterStore
+
     store = AdapterStore(settings.home)
     print_licence(console, entry.title, [entry.repo], entry.licence)
     here = store.named(entry.name)
