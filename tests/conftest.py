@@ -15,9 +15,11 @@ import torch
 # Modules that are no tests are imported by their names: pipelines, server.
 sys.path.insert(0, str(Path(__file__).parent))
 
+from api_keys import as_setting
 from databases import postgresql
 from exported_graphs import Exported, exporting
 from oracle import Difference
+from recorder import recording
 from server import Server, serving
 
 from jubako.catalog import load_catalog
@@ -37,6 +39,14 @@ torch.set_num_threads(1)
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The gateway and the family of the default model; the other families would only take memory."""
     with serving(tmp_path_factory.mktemp("server"), JUBAKO_FAMILIES="sd") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The same with API keys, its processes' outgoing connections written down in ``connections``."""
+    folder = tmp_path_factory.mktemp("guarded")
+    with serving(folder, JUBAKO_FAMILIES="sd", JUBAKO_API_KEYS=as_setting(), **recording(folder)) as server:
         yield server
 
 
@@ -108,7 +118,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     return exporting(tmp_path_factory.mktemp("graphs"))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def record() -> Callable[..., Record]:
     """A job that could be recorded, on the model of that name."""
 

@@ -2,6 +2,8 @@
 
 JubakoError
 ├── InvalidRequest     400  a field is wrong; names it and the valid choices
+├── NoKey              401  an API key is missing, unknown or expired
+├── Forbidden          403  the key, the address or the page that it comes from may not do this
 ├── UnknownModel       404  no such model in the catalog
 ├── UnknownJob         404  no such job, or its time to be kept is over
 ├── UnknownAdapter     404  no adapter of that name is here
@@ -10,6 +12,7 @@ JubakoError
 ├── KeyReused          409  the idempotency key belongs to another request
 ├── ResultGone         410  the result was removed to make room
 ├── TooLarge           413  a file or the whole body is larger than what is taken
+├── WrongMediaType     415  the body is of a kind that is not read
 ├── Overloaded         429  it would wait longer than it may
 ├── Cancelled          499  the client went away or cancelled
 ├── GenerationFailed   500  the engine failed on this job
@@ -30,6 +33,7 @@ from typing import Any, ClassVar
 __all__ = [
     "Cancelled",
     "FamilyUnavailable",
+    "Forbidden",
     "GenerationFailed",
     "InvalidRequest",
     "JobEnded",
@@ -37,6 +41,7 @@ __all__ = [
     "JubakoError",
     "KeyReused",
     "ModelNotOnDisk",
+    "NoKey",
     "OutOfMemory",
     "Overloaded",
     "ResultGone",
@@ -47,6 +52,7 @@ __all__ = [
     "UnknownModel",
     "UnusableWeights",
     "WeightsUnavailable",
+    "WrongMediaType",
     "from_body",
     "nearest",
     "refusal",
@@ -81,6 +87,22 @@ class InvalidRequest(JubakoError):
     status = 400
     type = "invalid_request_error"
     code = "invalid_value"
+
+
+class NoKey(JubakoError):
+    """No API key came with the request, or one that is not known or has expired."""
+
+    status = 401
+    type = "authentication_error"
+    code = "invalid_api_key"
+
+
+class Forbidden(JubakoError):
+    """Whoever asks may not do this, or not from where it asks."""
+
+    status = 403
+    type = "permission_error"
+    code = "forbidden"
 
 
 class UnknownModel(JubakoError):
@@ -145,6 +167,14 @@ class TooLarge(JubakoError):
     status = 413
     type = "invalid_request_error"
     code = "too_large"
+
+
+class WrongMediaType(JubakoError):
+    """The body's media type is not read here."""
+
+    status = 415
+    type = "invalid_request_error"
+    code = "unsupported_media_type"
 
 
 class Overloaded(JubakoError):

@@ -11,11 +11,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
+from jubako.keys import ApiKey, read_keys, read_keys_file, require_unlike
 from jubako.weight_sets import Precision, WeightsChoice
 
-__all__ = ["Settings", "SettingsError", "load_settings"]
+__all__ = ["Settings", "SettingsError", "forbid_remote_code", "load_settings"]
 
 PREFIX = "JUBAKO_"
 
@@ -46,6 +57,14 @@ def _by_model(value: object) -> object:
     return {name.strip(): choice.strip() for name, _, choice in pairs}
 
 
+def _keys(value: object) -> object:
+    return read_keys(value) if isinstance(value, str) else value
+
+
+def _keys_file(value: object) -> object:
+    return read_keys_file(value) if isinstance(value, str) else value
+
+
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?))?b?", re.IGNORECASE)
 
 
@@ -64,7 +83,8 @@ def _bytes(value: object) -> object:
 class Settings(BaseModel):
     """The settings of one process, read once from its environment."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # An error shows what was given, which may be a key or a password.
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     home: Path = Field(
         default_factory=lambda: Path.home() / ".jubako", description="Where records and results are kept"
@@ -168,6 +188,36 @@ class Settings(BaseModel):
     preview_steps: int = Field(
         default=5, ge=0, description="Steps between two previews of a job; 0: no previews"
     )
+    api_keys: Annotated[tuple[ApiKey, ...], BeforeValidator(_keys)] = Field(
+        default=(), description="API keys as `name key scopes`, separated by semicolons"
+    )
+    api_keys_file: Annotated[tuple[ApiKey, ...], BeforeValidator(_keys_file)] = Field(
+        default=(), description="A file of API keys, one `name key scopes` a line"
+    )
+    family_key: SecretStr | None = Field(
+        default=None,
+        min_length=16,
+        description="The key that a family served alone asks for and the gateway gives; the same on both",
+    )
+    public_without_keys: bool = Field(
+        default=False, description="Serve without API keys beyond this machine: to whoever reaches it"
+    )
+    allowed_hosts: Annotated[tuple[str, ...], BeforeValidator(_words)] = Field(
+        default=(),
+        description="Names by which the server is called, separated by commas; empty: with keys any, without "
+        "them `localhost`",
+    )
+
+    @field_validator("api_keys_file")
+    @classmethod
+    def _unlike(cls, keys: tuple[ApiKey, ...], info: ValidationInfo) -> tuple[ApiKey, ...]:
+        require_unlike((*info.data.get("api_keys", ()), *keys))
+        return keys
+
+    @property
+    def keys(self) -> tuple[ApiKey, ...]:
+        """All API keys, those of the variable and those of the file."""
+        return (*self.api_keys, *self.api_keys_file)
 
     def weights_for(self, model: str) -> WeightsChoice | None:
         """What is set for this model, or for all of them; None leaves it to the catalog."""
@@ -190,3 +240,12 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         first = error.errors()[0]
         variable = PREFIX + str(first["loc"][0]).upper()
         raise SettingsError(f"{variable}: {first['msg']}") from error
+
+
+def forbid_remote_code() -> None:
+    """Have diffusers take no code from the hub, and the hub's client tell nobody what is done here.
+
+    Both look when they are imported, so this comes before; processes that are started inherit it.
+    """
+    os.environ["DIFFUSERS_DISABLE_REMOTE_CODE"] = "1"
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"

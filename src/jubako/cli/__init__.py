@@ -18,19 +18,20 @@ from jubako.cli.doctor import doctor
 from jubako.cli.engines import engines
 from jubako.cli.export import export
 from jubako.cli.jobs import jobs
+from jubako.cli.key import key
 from jubako.cli.models import models
 from jubako.cli.pictures import generate
 from jubako.cli.train import train
 from jubako.cli.weights import pull
 from jubako.errors import JubakoError
-from jubako.settings import SettingsError
+from jubako.settings import SettingsError, forbid_remote_code
 
 __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="jubako",
     help="A server for the Stable Diffusion family: what it can serve, its weights, and pictures from it.",
-    epilog="Start a server with `bentoml serve` in the checkout, or with `scripts/serve`.",
+    epilog="Start a server with `scripts/serve` in the checkout.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -43,6 +44,7 @@ app.command()(compare)
 app.command()(train)
 app.command()(doctor)
 app.command()(export)
+app.command()(key)
 app.add_typer(jobs, name="jobs")
 app.add_typer(engines, name="engines")
 app.add_typer(adapters, name="adapters")
@@ -50,6 +52,7 @@ app.add_typer(adapters, name="adapters")
 
 def main() -> None:
     """Run the command that the arguments name. What a user can mend is one sentence and exit status 1."""
+    forbid_remote_code()
     try:
         app()
     except (JubakoError, SettingsError, CatalogError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ __all__ = [
 ]
 
 CONNECT_SECONDS = 5
+KEY = "JUBAKO_API_KEY"
 
 
 class ServerFailed(JubakoError):
@@ -116,13 +118,18 @@ def _read(url: str, response: httpx.Response) -> dict[str, Any]:
 
 
 @contextmanager
-def _asked(url: str, route: str, method: str = "POST", **body: Any) -> Iterator[httpx.Response]:
+def _asked(
+    url: str, route: str, method: str = "POST", headers: Mapping[str, str] | None = None, **body: Any
+) -> Iterator[httpx.Response]:
     import httpx
+
+    key = os.environ.get(KEY, "").strip()
+    headers = {**(headers or {}), **({"Authorization": f"Bearer {key}"} if key else {})}
 
     # No limit on waiting: the picture may stand in a queue, and the server has its own deadline.
     timeout = httpx.Timeout(None, connect=CONNECT_SECONDS)
     try:
-        with httpx.stream(method, f"{url}{route}", timeout=timeout, **body) as response:
+        with httpx.stream(method, f"{url}{route}", timeout=timeout, headers=headers, **body) as response:
             if response.is_error:
                 raise ServerFailed(_refusal(url, response.status_code, response.read()))
             yield response
@@ -149,7 +156,8 @@ def _parsed(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
 
 def _refusal(url: str, status: int, body: bytes) -> str:
     try:
-        return _sentence(json.loads(body))
+        hint = f"; set {KEY}" if status == 401 else ""
+        return _sentence(json.loads(body)) + hint
     except (ValueError, KeyError, TypeError):
         return f"{url} answered {status}, and not as a Jubako server does"
 

@@ -1,4 +1,4 @@
-"""The outermost middleware of ours: one error shape for every answer, and word of clients that leave."""
+"""One error shape for every answer, and word of clients that leave."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jubako import metrics
-from jubako.errors import InvalidRequest, JubakoError, refusal
+from jubako.errors import InvalidRequest, JubakoError, NoKey, refusal
 from jubako.services.caller import caller, caller_of
 
 __all__ = ["ErrorShape", "answer", "client_gone"]
@@ -24,7 +24,9 @@ _receive: ContextVar[Receive] = ContextVar("receive")
 def answer(error: JubakoError) -> JSONResponse:
     """An error as a response, with ``Retry-After`` where trying again makes sense."""
     metrics.ERRORS.add(code=error.code)
-    headers = {"Retry-After": str(error.retry_after)} if error.retry_after else None
+    headers = {"Retry-After": str(error.retry_after)} if error.retry_after else {}
+    if isinstance(error, NoKey):
+        headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse(error.body(), error.status, headers)
 
 

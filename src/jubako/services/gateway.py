@@ -17,6 +17,7 @@ from jubako.errors import JubakoError
 from jubako.job import Job
 from jubako.result import Result
 from jubako.schedulers import scheduler_names
+from jubako.services.access import Access
 from jubako.services.adapters import add_adapters
 from jubako.services.admission import Admission
 from jubako.services.bodies import (
@@ -34,6 +35,7 @@ from jubako.services.connection import ErrorShape, answer
 from jubako.services.families import Families
 from jubako.services.family import KEEP_CONNECTIONS, TIMEOUT_MARGIN
 from jubako.services.fine_tuning import add_fine_tuning
+from jubako.services.headers import BrowserHeaders
 from jubako.services.jobs import add_jobs
 from jubako.services.openai import openai_app
 from jubako.services.supervision import watch_workers_closely
@@ -184,7 +186,11 @@ def gateway_service(**services: Any) -> Any:
     add_videos(app)
     add_adapters(app)
     gateway.mount_asgi_app(app, path="/", name="openai")
+    gateway.add_asgi_middleware(BrowserHeaders)
     gateway.add_asgi_middleware(ErrorShape)
+    gateway.add_asgi_middleware(
+        Access, keys=settings.keys, public=settings.public_without_keys, hosts=settings.allowed_hosts
+    )
     return gateway
 
 
