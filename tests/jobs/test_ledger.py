@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from jubako.errors import GenerationFailed
 from jubako.jobs.ledger import Advance, Ledger
 from jubako.jobs.record import Output, Record
+from jubako.jobs.tables import open_database
 
 Made = Callable[..., Record]
 
@@ -203,3 +204,24 @@ def test_what_is_not_over_is_told(ledger: Ledger, record: Made) -> None:
     ledger.begin(running.id)
     assert {each.id for each in ledger.unfinished()} == {running.id, waiting.id}
     assert ledger.over([running.id, done.id, "gone"]) == {done.id, "gone"}
+
+
+def test_a_database_of_an_older_version_gets_the_columns_that_it_lacks(
+    database: sa.Engine, record: Made
+) -> None:
+    old = record()
+    Ledger(database).add(old)
+    with database.begin() as connection:
+        connection.execute(sa.text("ALTER TABLE jubako_jobs DROP COLUMN owner"))
+    url = database.url.render_as_string(hide_password=False)
+    with ThreadPoolExecutor(4) as threads:
+        engines = list(threads.map(open_database, [url] * 4))
+    ledger = Ledger(engines[0])
+    assert ledger.get(old.id) == old
+    new = record(owner="alice")
+    assert ledger.add(new)
+    assert ledger.get(new.id) == new
+    found = ledger.page({"owner": ("alice",)}, None, 10, newest_first=True)
+    assert [each.id for each in found] == [new.id]
+    for engine in engines:
+        engine.dispose()

@@ -93,12 +93,12 @@ class JobDesk:
         await self._call(self._lease.release)
         self._lock.close()
 
-    async def submit(self, jobs: Sequence[Job], request: bytes, key: str | None = None) -> Record:
-        """Record jobs of one request and have them run; the same key gives the same job again.
+    async def submit(self, jobs: Sequence[Job], request: bytes, key: str | None, owner: str | None) -> Record:
+        """Record jobs of one request and have them run; an owner's same key gives the same job again.
 
         ``request`` is what was asked for, by which another request of the same key is told apart.
         """
-        job_id = _id(key)
+        job_id = _id(key, owner)
         names = [job_id] if len(jobs) == 1 else [f"{job_id}-{i}" for i in range(len(jobs))]
         jobs = [job.model_copy(update={"id": name}) for job, name in zip(jobs, names, strict=True)]
         first = jobs[0]
@@ -109,16 +109,22 @@ class JobDesk:
             family=first.family,
             model=first.model,
             request_hash=hashlib.sha256(request).hexdigest(),
+            owner=owner,
             work=await self._call(self._work, jobs),
             created=time.time(),
         )
         return await self._recorded(record)
 
     async def submit_training(
-        self, training: Training, request: bytes, prepare: Callable[[str], None], key: str | None = None
+        self,
+        training: Training,
+        request: bytes,
+        prepare: Callable[[str], None],
+        key: str | None,
+        owner: str | None,
     ) -> Record:
         """Record a training and have it run; ``prepare`` lays its pictures down under the job's id."""
-        job_id = _id(key)
+        job_id = _id(key, owner)
         if await self._call(self._ledger.get, job_id) is None:
             await self._call(prepare, job_id)
         record = Record(
@@ -128,6 +134,7 @@ class JobDesk:
             family=TRAINING,
             model=training.plan["model"],
             request_hash=hashlib.sha256(request).hexdigest(),
+            owner=owner,
             work=Work(training=training),
             created=time.time(),
         )
@@ -137,7 +144,7 @@ class JobDesk:
         """The job in the ledger and in its queue; of two with one key the first."""
         job_id = record.id
         if not await self._call(self._ledger.add, record):
-            known = await self.find(job_id)
+            known = await self._known(job_id)
             if known.request_hash != record.request_hash:
                 raise KeyReused("Idempotency-Key: it came with another request before; use a new one")
             record = known
@@ -146,11 +153,20 @@ class JobDesk:
         self._ring(job_id)
         return record
 
-    async def find(self, job_id: str) -> Record:
-        """The job of that id; UnknownJob when there is none (any more)."""
+    async def find(self, job_id: str, owner: str | None) -> Record:
+        """The owner's job of that id, or with None whoever's it is; UnknownJob when there is none (any more).
+
+        What else is done with a job goes by its id alone: it is found first, by who may see it.
+        """
+        record = await self._known(job_id)
+        if owner is not None and record.owner != owner:
+            raise _unknown(job_id)
+        return record
+
+    async def _known(self, job_id: str) -> Record:
         record: Record | None = await self._call(self._ledger.get, job_id)
         if record is None:
-            raise UnknownJob(f"there is no job {job_id[:64]!r}")
+            raise _unknown(job_id)
         return record
 
     async def page(
@@ -158,12 +174,18 @@ class JobDesk:
         filters: Mapping[str, Sequence[str]],
         after: str | None,
         limit: int,
+        owner: str | None,
         *,
         newest_first: bool = True,
     ) -> list[Record]:
-        """Jobs that have these values, from behind the one of that id."""
-        if after is not None and await self._call(self._ledger.get, after) is None:
-            raise UnknownJob(f"after: there is no job {after[:64]!r}", param="after")
+        """The owner's jobs, or with None all, that have these values, from behind the one of that id."""
+        if after is not None:
+            try:
+                await self.find(after, owner)
+            except UnknownJob as error:
+                raise UnknownJob(f"after: {error.message}", param="after") from error
+        if owner is not None:
+            filters = {**filters, "owner": (owner,)}
         page = self._ledger.page
         records: list[Record] = await self._call(
             partial(page, newest_first=newest_first), filters, after, limit
@@ -177,14 +199,14 @@ class JobDesk:
 
     async def cancel(self, job_id: str) -> Record:
         """Cancel a job that waits or runs; JobEnded for one that has succeeded or failed."""
-        record = await self.find(job_id)
+        record = await self._known(job_id)
         if await self._call(self._ledger.cancel, job_id):
             # Recorded first: from here on no stage can give it another end.
             if not self._execution.stop(job_id) and record.state == "queued":
                 await self._call(self._trainings.remove, job_id)
             self._ring(job_id)
             await self._call(self._queue.cancel, job_id)
-        record = await self.find(job_id)
+        record = await self._known(job_id)
         if record.state != "cancelled":
             raise JobEnded(f"the job has {record.state} already; there is nothing to cancel")
         return record
@@ -203,7 +225,7 @@ class JobDesk:
 
     async def forget(self, job_id: str) -> None:
         """Cancel the job if it is not over, and remove all that is known of it."""
-        record = await self.find(job_id)
+        record = await self._known(job_id)
         if not record.is_over:
             await self.cancel(job_id)
         await self._call(self._forget, [job_id])
@@ -218,14 +240,14 @@ class JobDesk:
         newest_first: bool = True,
     ) -> list[Event]:
         """What has happened to a job, of these kinds or of all, from behind the event of that number."""
-        await self.find(job_id)
+        await self._known(job_id)
         told = partial(self._ledger.told, kinds=kinds, newest_first=newest_first)
         history: list[Event] = await self._call(told, job_id, after, limit)
         return history
 
     async def events(self, job_id: str, after: int = 0) -> AsyncGenerator[Event | None, None]:
         """What happens to a job behind the event of that number, until it is over; None as sign of life."""
-        await self.find(job_id)
+        await self._known(job_id)
         bell = asyncio.Event()
         self._bells.setdefault(job_id, set()).add(bell)
         try:
@@ -341,5 +363,12 @@ class JobDesk:
         self._ledger.forget(job_ids)
 
 
-def _id(key: str | None) -> str:
-    return uuid.uuid5(_KEYS, key).hex if key else new_id()
+def _id(key: str | None, owner: str | None) -> str:
+    """The id that goes with an idempotency key, of each owner another."""
+    if not key:
+        return new_id()
+    return uuid.uuid5(uuid.uuid5(_KEYS, owner) if owner else _KEYS, key).hex
+
+
+def _unknown(job_id: str) -> UnknownJob:
+    return UnknownJob(f"there is no job {job_id[:64]!r}")

@@ -106,7 +106,10 @@ def stages_of(work: Work) -> tuple[Stage, ...]:
 
 
 class Record(_Value):
-    """A durable job as the ledger has it. Times are seconds since the epoch."""
+    """A durable job as the ledger has it. Times are seconds since the epoch.
+
+    ``owner`` is the name of the key that it came with; None where no keys were asked for.
+    """
 
     id: str
     state: JobState
@@ -114,6 +117,7 @@ class Record(_Value):
     family: str
     model: str
     request_hash: str
+    owner: str | None = None
     work: Work
     created: float
     started: float | None = None

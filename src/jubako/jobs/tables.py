@@ -34,6 +34,7 @@ jobs = sa.Table(
     sa.Column("outputs", sa.Text, nullable=False),
     sa.Column("error", sa.Text),
     sa.Column("expired", sa.Boolean, nullable=False),
+    sa.Column("owner", sa.Text),
     sa.Index("jubako_jobs_by_age", "created", "id"),
     sa.Index("jubako_jobs_by_state", "state", "family", "created"),
 )
@@ -84,14 +85,27 @@ def open_database(url: str) -> sa.Engine:
         with engine.begin() as connection:
             # Two gateways that start together must not both make the tables.
             connection.execute(sa.text("SELECT pg_advisory_xact_lock(8140251)"))
-            metadata.create_all(connection)
+            _make_tables(connection)
         return engine
     if database := sa.make_url(url).database:
         Path(database).parent.mkdir(parents=True, exist_ok=True)
     engine = sa.create_engine(url, connect_args={"timeout": BUSY_SECONDS})
     event.listen(engine, "connect", _set_up_sqlite)
-    metadata.create_all(engine)
+    with engine.begin() as connection:
+        # As above. By itself SQLite's driver begins nothing before a change of tables.
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        _make_tables(connection)
     return engine
+
+
+def _make_tables(connection: sa.Connection) -> None:
+    """Make the tables that are missing, and in one that an older version made the columns that are."""
+    metadata.create_all(connection)
+    there = {column["name"] for column in sa.inspect(connection).get_columns(jobs.name)}
+    for column in jobs.columns:
+        if column.name not in there:
+            kind = column.type.compile(connection.dialect)
+            connection.execute(sa.text(f"ALTER TABLE {jobs.name} ADD COLUMN {column.name} {kind}"))
 
 
 def _set_up_sqlite(connection: Any, _: object) -> None:

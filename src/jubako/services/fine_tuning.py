@@ -16,8 +16,9 @@ from starlette.responses import JSONResponse, Response
 
 from jubako.errors import InvalidRequest, UnknownJob
 from jubako.jobs.record import TRAINING, Event, Record, Training
+from jubako.services.access import caller
 from jubako.services.bodies import read_request
-from jubako.services.jobs import IdempotencyKey, file_of, follow, page_of, told
+from jubako.services.jobs import IdempotencyKey, file_of, follow, found, page_of, told
 from jubako.training.pictures import Accepted, accept
 from jubako.training.plan import TrainingPlan, plan_training
 from jubako.training.request import FineTuning, TrainingRequest
@@ -54,7 +55,9 @@ async def _create(body: Body, idempotency_key: IdempotencyKey = None) -> Respons
         name=name, plan=plan.model_dump(mode="json"), keep_images=asked.keep_images, warnings=warnings
     )
     prepare = partial(gateway.trainings.prepare, plan=plan, pictures=pictures)
-    record = await gateway.jobs.submit_training(training, _asked(asked), prepare, idempotency_key)
+    record = await gateway.jobs.submit_training(
+        training, _asked(asked), prepare, idempotency_key, caller().name
+    )
     return JSONResponse(await _shown(record), 202, {"Location": f"/v1/fine_tuning/jobs/{record.id}"})
 
 
@@ -78,7 +81,7 @@ def _asked(asked: FineTuning) -> bytes:
 async def _list(after: str | None = None, limit: Limit = 20) -> Response:
     """Trainings, the newest first; ``after`` is the last one of the page before."""
     desk = bentoml.get_current_service().jobs
-    records = await desk.page({"task": (TRAINING,)}, after, limit + 1)
+    records = await desk.page({"task": (TRAINING,)}, after, limit + 1, caller().sees)
     return page_of([await _shown(record) for record in records], limit)
 
 
@@ -125,7 +128,7 @@ async def _result(job_id: str, variant: Literal["card", "sheet"] | None = None) 
 
 
 async def _found(job_id: str) -> Record:
-    record: Record = await bentoml.get_current_service().jobs.find(job_id)
+    record = await found(job_id)
     if record.task != TRAINING:
         raise UnknownJob(f"job {record.id} is no training")
     return record

@@ -20,9 +20,10 @@ from jubako.jobs.record import Event, JobState, Kept, Output, Record, Work, stag
 from jubako.media import MEDIA_TYPES
 from jubako.planning import REQUESTS, AnyRequest
 from jubako.request import Request, Task, TextToImage
+from jubako.services.access import caller
 from jubako.services.bodies import read_request_of
 
-__all__ = ["IdempotencyKey", "add_jobs", "file_of", "follow", "page_of", "submitted", "told"]
+__all__ = ["IdempotencyKey", "add_jobs", "file_of", "follow", "found", "page_of", "submitted", "told"]
 
 COMMENT_SECONDS = 15
 # How long a client waits before it connects again, in milliseconds.
@@ -72,7 +73,14 @@ async def submitted(
     limit = gateway.catalog.model(job.model).limits.max_n if isinstance(request, TextToImage) else 1
     if n > limit:
         raise InvalidRequest(f"n: {n} is past the limit of {limit} for {job.task} by {job.model}", param="n")
-    record: Record = await gateway.jobs.submit(job.siblings(n) if n > 1 else [job], _asked(request, n), key)
+    jobs = job.siblings(n) if n > 1 else [job]
+    record: Record = await gateway.jobs.submit(jobs, _asked(request, n), key, caller().name)
+    return record
+
+
+async def found(job_id: str) -> Record:
+    """The job, if the caller may see it; else there is none, as if there never had been."""
+    record: Record = await bentoml.get_current_service().jobs.find(job_id, caller().sees)
     return record
 
 
@@ -103,7 +111,7 @@ async def _list(
     asked = dict(zip(_FILTERS, (state, task, family, model), strict=True))
     filters = {name: (value,) for name, value in asked.items() if value is not None}
     desk = bentoml.get_current_service().jobs
-    records = await desk.page(filters, after, limit + 1, newest_first=order == "desc")
+    records = await desk.page(filters, after, limit + 1, caller().sees, newest_first=order == "desc")
     return page_of([await _shown(record) for record in records], limit)
 
 
@@ -123,13 +131,13 @@ def page_of(entries: Sequence[Mapping[str, Any]], limit: int) -> Response:
 
 async def _show(job_id: str) -> Response:
     """One job: its state, its place in the queue, its progress, its result."""
-    record = await bentoml.get_current_service().jobs.find(job_id)
+    record = await found(job_id)
     return JSONResponse(await _shown(record), headers={"openai-poll-after-ms": str(RETRY_MS)})
 
 
 async def _cancel(job_id: str) -> Response:
     """Cancel a job that waits or runs."""
-    record = await bentoml.get_current_service().jobs.cancel(job_id)
+    record = await bentoml.get_current_service().jobs.cancel((await found(job_id)).id)
     return JSONResponse(await _shown(record))
 
 
@@ -137,7 +145,7 @@ async def _follow(
     job_id: str, last_event_id: Annotated[int, Header(ge=0)] = 0, after: Annotated[int, Query(ge=0)] = 0
 ) -> Response:
     """The job's events as they happen; with ``Last-Event-ID``, those that came after."""
-    record = await bentoml.get_current_service().jobs.find(job_id)
+    record = await found(job_id)
     return await follow(record, max(last_event_id, after))
 
 
@@ -184,7 +192,7 @@ async def _result(
 ) -> Response:
     """The picture, clip or object itself; of several pictures OpenAI's JSON, or one by its index."""
     desk = bentoml.get_current_service().jobs
-    record = await desk.find(job_id)
+    record = await found(job_id)
     if index is None and variant is None and len(record.outputs) > 1:
         _require_result(record)
         data = [_entry(output, await desk.content(output)) for output in record.outputs]
@@ -212,7 +220,7 @@ def file_of(record: Record, index: int = 0, variant: str | None = None) -> Respo
     if not path.is_file():
         raise ResultGone("the result's file is gone")
     name = "-".join(filter(None, (record.id, str(index) if index else None, variant)))
-    headers = {"X-Seed": str(output.seed), "X-Job-Id": record.id, "X-Content-Type-Options": "nosniff"}
+    headers = {"X-Seed": str(output.seed), "X-Job-Id": record.id}
     return FileResponse(
         path,
         headers=headers,

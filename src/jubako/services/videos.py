@@ -16,8 +16,9 @@ from jubako.images import sides_of
 from jubako.jobs.record import JobState, Record
 from jubako.planning.bounds import model_of
 from jubako.request import PictureBytes, ResizeMode
+from jubako.services.access import caller
 from jubako.services.bodies import read_request
-from jubako.services.jobs import IdempotencyKey, file_of, page_of, submitted
+from jubako.services.jobs import IdempotencyKey, file_of, found, page_of, submitted
 
 __all__ = ["VideoCreate", "add_videos"]
 
@@ -96,7 +97,7 @@ async def _list(
 ) -> Response:
     """Videos, the newest first; ``after`` is the last one of the page before."""
     desk = bentoml.get_current_service().jobs
-    records = await desk.page({"task": _TASKS}, after, limit + 1, newest_first=order == "desc")
+    records = await desk.page({"task": _TASKS}, after, limit + 1, caller().sees, newest_first=order == "desc")
     return page_of([_video(record) for record in records], limit)
 
 
@@ -113,7 +114,7 @@ async def _content(job_id: str, variant: Literal["video", "thumbnail", "spritesh
 
 
 async def _found(job_id: str) -> Record:
-    record: Record = await bentoml.get_current_service().jobs.find(job_id)
+    record = await found(job_id)
     if record.task not in _TASKS:
         raise UnknownJob(f"job {record.id} is no video")
     return record
