@@ -1,7 +1,7 @@
 """The deployment at a glance: a service for each family, and the gateway that routes to them by model name.
 
-Serve everything with ``bentoml serve``, one family alone with ``bentoml serve service:SD``, and some of them
-with ``JUBAKO_FAMILIES=sd,sdxl``.
+Serve everything with ``bentoml serve --host 127.0.0.1``, or with keys (docs/security.md) on any address; one
+family alone with ``bentoml serve service:SD``, and some of them with ``JUBAKO_FAMILIES=sd,sdxl``.
 """
 
 import os

@@ -111,7 +111,8 @@ def _server() -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "bentoml", "serve", "service:Gateway", "--port", str(port)]
+    address = ["--host", "127.0.0.1", "--port", str(port)]
+    command = [sys.executable, "-m", "bentoml", "serve", "service:Gateway", *address]
     url = f"http://127.0.0.1:{port}"
     with tempfile.TemporaryDirectory() as home, (Path(home) / "log").open("wb") as log:
         own = {"BENTOML_HOME": f"{home}/bentoml", "JUBAKO_HOME": f"{home}/jubako", "JUBAKO_FAMILIES": "sd"}

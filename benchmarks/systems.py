@@ -74,7 +74,8 @@ def _start(home: Path, port: int, settings: Mapping[str, str]) -> subprocess.Pop
         "JUBAKO_FAMILIES": "sd",
         **settings,
     }
-    command = [sys.executable, "-m", "bentoml", "serve", "service:Gateway", "--port", str(port)]
+    address = ["--host", "127.0.0.1", "--port", str(port)]
+    command = [sys.executable, "-m", "bentoml", "serve", "service:Gateway", *address]
     with (home / "log").open("wb") as log:
         return subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True

@@ -33,6 +33,7 @@ from jubako.request import MAX_FILE_BYTES, ImageToImage, Inpaint, Request, TextT
 
 __all__ = [
     "MAX_BODY_BYTES",
+    "EmptyBody",
     "ImageToImageBody",
     "ImageToMeshBody",
     "ImageToVideoBody",
@@ -320,6 +321,12 @@ class _FlatBody(bentoml.IODescriptor):
             for name in cls.pictures:
                 schema["properties"][name] |= {"type": "file", "format": "binary"}
         return schema
+
+
+class EmptyBody(Request, _FlatBody):
+    """No fields."""
+
+    request: ClassVar = Request
 
 
 class TextToImageBody(TextToImage, _FlatBody):

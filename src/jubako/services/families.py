@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import aiohttp
 from bentoml.exceptions import BentoMLException
+from pydantic import SecretStr
 
 from jubako import metrics
 from jubako.catalog import Catalog
@@ -26,7 +27,7 @@ from jubako.services.demand import ask_of, window_of
 from jubako.services.family import ModelState
 from jubako.settings import Settings
 
-__all__ = ["Families"]
+__all__ = ["Families", "reached"]
 
 logger = logging.getLogger(__name__)
 
@@ -198,6 +199,19 @@ class Families:
 def _together(asks: Sequence[Ask]) -> Ask:
     """Several jobs of one request: all of the work, and the rows of the largest."""
     return replace(asks[0], work=sum(ask.work for ask in asks), rows=max(ask.rows for ask in asks))
+
+
+def reached(proxy: Any, key: SecretStr | None) -> Any:
+    """A family's proxy, before its first call. What it sends over TCP is JSON and has the family's key.
+
+    By itself BentoML pickles also where it has no Unix sockets (``BENTOML_NO_UDS``, Windows' Linux).
+    """
+    client = proxy.to_async
+    if not client.url.startswith("file:"):
+        client.media_type = "application/json"
+        if key is not None:
+            client.default_headers["Authorization"] = f"Bearer {key.get_secret_value()}"
+    return proxy
 
 
 async def _lines(chunks: AsyncIterable[str]) -> AsyncGenerator[str, None]:

@@ -17,8 +17,12 @@ from jubako.errors import Cancelled, FamilyUnavailable
 from jubako.job import Job
 from jubako.result import Progress, Result
 from jubako.runs import Runs
+from jubako.services.access import FamilyAccess
+from jubako.services.connection import ErrorShape
+from jubako.services.headers import BrowserHeaders
 from jubako.services.ignition import Ignition
-from jubako.settings import load_settings
+from jubako.services.supervision import supervise
+from jubako.settings import forbid_remote_code, load_settings
 from jubako.weights.selection import Choice
 
 __all__ = ["KEEP_CONNECTIONS", "ModelState", "family_service"]
@@ -64,6 +68,8 @@ class ModelState(BaseModel):
 
 def family_service(name: str) -> Any:
     """The BentoML service of a family of the catalog: its resources, its batching, its runner."""
+    supervise()
+    forbid_remote_code()
     settings = load_settings()
     catalog = load_catalog(settings.catalog)
     family = catalog.families[name]
@@ -158,7 +164,16 @@ def family_service(name: str) -> Any:
             """Let running jobs end before the process does."""
             self.ignition.close()
 
-    return FamilyService
+    service: Any = FamilyService
+    service.add_asgi_middleware(BrowserHeaders)
+    service.add_asgi_middleware(ErrorShape)
+    service.add_asgi_middleware(
+        FamilyAccess,
+        key=settings.family_key,
+        public=settings.public_without_keys,
+        hosts=settings.allowed_hosts,
+    )
+    return service
 
 
 def _speak() -> None:

@@ -21,6 +21,7 @@ from jubako.services.access import Access
 from jubako.services.adapters import add_adapters
 from jubako.services.admission import Admission
 from jubako.services.bodies import (
+    EmptyBody,
     ImageToImageBody,
     ImageToMeshBody,
     ImageToVideoBody,
@@ -32,13 +33,13 @@ from jubako.services.bodies import (
 )
 from jubako.services.comparing import add_comparison
 from jubako.services.connection import ErrorShape, answer
-from jubako.services.families import Families
+from jubako.services.families import Families, reached
 from jubako.services.family import KEEP_CONNECTIONS, TIMEOUT_MARGIN
 from jubako.services.fine_tuning import add_fine_tuning
 from jubako.services.headers import BrowserHeaders
 from jubako.services.jobs import add_jobs
 from jubako.services.openai import openai_app
-from jubako.services.supervision import watch_workers_closely
+from jubako.services.supervision import supervise
 from jubako.services.videos import add_videos
 from jubako.settings import load_settings
 
@@ -47,7 +48,7 @@ __all__ = ["gateway_service"]
 
 def gateway_service(**services: Any) -> Any:
     """The gateway over these family services, by family name; those in ``family_urls`` run elsewhere."""
-    watch_workers_closely()
+    supervise()
     settings = load_settings()
     known = load_catalog(settings.catalog)
     catalog = known.only(settings.families)
@@ -63,8 +64,9 @@ def gateway_service(**services: Any) -> Any:
 
             self.settings = settings
             self.catalog = catalog
-            work = {name: getattr(self, name) for name in served}
-            control = {name: getattr(self, _control(name)) for name in served}
+            key = settings.family_key
+            work = {name: reached(getattr(self, name), key) for name in served}
+            control = {name: reached(getattr(self, _control(name)), key) for name in served}
             self.families = Families(work, control, catalog, settings)
             self.adapters = AdapterStore(settings.home)
             self.admission = Admission(
@@ -114,9 +116,11 @@ def gateway_service(**services: Any) -> Any:
             """A 3D object made from a prompt."""
             return await self._file(request)
 
-        @bentoml.api
-        async def models(self) -> list[dict[str, Any]]:
+        @bentoml.api(input_spec=EmptyBody)
+        async def models(self, request: Received) -> list[dict[str, Any]]:
             """Every model of the catalog, with its limits, licence and state."""
+            if isinstance(request, JubakoError):
+                return cast("list[dict[str, Any]]", answer(request))
             return await self.model_list()
 
         async def model_list(self) -> list[dict[str, Any]]:
