@@ -18,7 +18,7 @@ from jubako.keys import Scope as KeyScope
 from jubako.services.connection import answer
 from jubako.services.scopes import is_probe, needed
 
-__all__ = ["Access", "Caller", "FamilyAccess", "caller", "is_loopback"]
+__all__ = ["Access", "Caller", "FamilyAccess", "caller", "is_loopback", "owner"]
 
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:\d{1,5})?")
 _ORIGIN = re.compile(r"https?://(.+)")
@@ -44,6 +44,12 @@ _caller: ContextVar[Caller] = ContextVar("caller")
 def caller() -> Caller:
     """Whose request is being served."""
     return _caller.get()
+
+
+def owner() -> str:
+    """By whom work is shared out: the name of the request's key; empty without one, or without a request."""
+    who = _caller.get(None)
+    return (who.name if who else None) or ""
 
 
 class Access:

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jubako import metrics
 from jubako.errors import InvalidRequest, JubakoError, NoKey, refusal
-from jubako.services.caller import caller, caller_of
+from jubako.services.urgency import urgency, urgency_of
 
 __all__ = ["ErrorShape", "answer", "client_gone"]
 
@@ -50,7 +50,7 @@ class ErrorShape:
             return
         _receive.set(receive)
         try:
-            caller.set(caller_of(scope))
+            urgency.set(urgency_of(scope))
         except InvalidRequest as error:
             await answer(error)(scope, receive, send)
             return

@@ -7,7 +7,7 @@ from math import ceil
 from jubako.catalog import Family, Model
 from jubako.fair_queue import Ask
 from jubako.job import Job
-from jubako.services.caller import Caller
+from jubako.services.urgency import Urgency
 
 __all__ = ["ask_of", "window_of"]
 
@@ -15,7 +15,7 @@ __all__ = ["ask_of", "window_of"]
 FORWARDS = 2
 
 
-def ask_of(job: Job, model: Model, caller: Caller) -> Ask:
+def ask_of(job: Job, model: Model, owner: str, urgency: Urgency) -> Ask:
     """Work is the denoiser's multiplications, in proportion: rows x steps x pixels x parameters."""
     guided = job.guidance_scale > 1 or job.clip is not None
     rows = (2 if guided else 1) + (job.skip_layer_guidance is not None)
@@ -23,7 +23,7 @@ def ask_of(job: Job, model: Model, caller: Caller) -> Ask:
     frames = job.clip.num_frames if job.clip else 1
     pixels = max(1, job.width * job.height) * frames
     work = rows * max(1, steps) * pixels * max(1, model.parameters) * 1e-12
-    return Ask(work, rows, caller.owner, caller.priority, caller.within)
+    return Ask(work, rows, owner, urgency.priority, urgency.within)
 
 
 def window_of(family: Family) -> int:

@@ -21,10 +21,11 @@ from jubako.fair_queue import Ask, FairQueue
 from jubako.job import Job
 from jubako.pictures import started_from
 from jubako.result import Progress, Result
-from jubako.services.caller import caller
+from jubako.services.access import owner
 from jubako.services.connection import client_gone
 from jubako.services.demand import ask_of, window_of
 from jubako.services.family import ModelState
+from jubako.services.urgency import urgency
 from jubako.settings import Settings
 
 __all__ = ["Families", "reached"]
@@ -82,8 +83,8 @@ class Families:
     def require_any_room(self, family: str) -> None:
         """Overloaded when not even the smallest job could be taken now."""
         if family in self.queues:
-            now = caller.get()
-            self.queues[family].require_room(Ask(0.0, 1, now.owner, now.priority, now.within))
+            now = urgency.get()
+            self.queues[family].require_room(Ask(0.0, 1, owner(), now.priority, now.within))
 
     async def run(self, job: Job) -> Result:
         """One job's finished result, or its error raised. A client that goes away cancels the job."""
@@ -152,7 +153,7 @@ class Families:
         return self._work[job.family].to_async
 
     def _ask(self, job: Job) -> Ask:
-        return ask_of(job, self._catalog.model(job.model), caller.get())
+        return ask_of(job, self._catalog.model(job.model), owner(), urgency.get())
 
     def _turn(self, job: Job) -> AbstractAsyncContextManager[None]:
         return self.queues[job.family].turn(self._ask(job))

@@ -1,4 +1,4 @@
-"""Who makes a request, how urgent it is and until when it is wanted: by its headers."""
+"""How urgent a request is and until when it is wanted: by its headers."""
 
 from __future__ import annotations
 
@@ -12,33 +12,32 @@ from starlette.types import Scope
 from jubako.errors import InvalidRequest
 from jubako.fair_queue import Priority
 
-__all__ = ["Caller", "caller", "caller_of"]
+__all__ = ["Urgency", "urgency", "urgency_of"]
 
 DEADLINE, PRIORITY = "X-Request-Deadline", "X-Priority"
 
 
 @dataclass(frozen=True)
-class Caller:
-    """The name of the request's key, and what the client says of it; ``within`` are seconds."""
+class Urgency:
+    """What the client says of it; ``within`` are seconds."""
 
-    owner: str = ""
     priority: Priority = "interactive"
     within: float | None = None
 
 
-caller: ContextVar[Caller] = ContextVar("caller", default=Caller(priority="batch"))  # noqa: B039 # it is frozen
-"""The caller of the request at work; what nobody waits for is batch."""
+urgency: ContextVar[Urgency] = ContextVar("urgency", default=Urgency("batch"))  # noqa: B039 # it is frozen
+"""That of the request at work; what nobody waits for is batch."""
 
 
-def caller_of(scope: Scope) -> Caller:
-    """The caller of an HTTP request; InvalidRequest names the header that is wrong."""
+def urgency_of(scope: Scope) -> Urgency:
+    """That of an HTTP request; InvalidRequest names the header that is wrong."""
     headers = Headers(scope=scope)
     priority = headers.get(PRIORITY, "interactive")
     if priority not in get_args(Priority):
         raise InvalidRequest(
             f"{PRIORITY}: {priority!r} is none of {', '.join(get_args(Priority))}", param=PRIORITY
         )
-    return Caller(priority=cast("Priority", priority), within=_seconds(headers.get(DEADLINE)))
+    return Urgency(cast("Priority", priority), _seconds(headers.get(DEADLINE)))
 
 
 def _seconds(text: str | None) -> float | None:
