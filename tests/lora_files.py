@@ -14,12 +14,23 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 
+from jubako.adapters.store import AdapterStore
 from jubako.catalog import shipped_folder
 
-__all__ = ["ATTENTION", "CONVOLUTIONS", "lora_file", "sent", "tensors_of", "tiny_sd_lora"]
+__all__ = [
+    "ATTENTION",
+    "CONVOLUTIONS",
+    "NAMES",
+    "add_four",
+    "lora_file",
+    "sent",
+    "tensors_of",
+    "tiny_sd_lora",
+]
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 CONVOLUTIONS = ("conv1", "conv2", "proj_in", "conv_shortcut")
+NAMES = ("ash", "birch", "cedar", "dogwood")
 
 
 def tensors_of(
@@ -69,3 +80,14 @@ def sent(url: str, file: Path, *names: str) -> Iterator[None]:
     finally:
         for name in names:
             httpx.delete(f"{url}/v1/adapters/{name}", timeout=60)
+
+
+def add_four(store: AdapterStore, pipeline: Any, folder: Path) -> None:
+    """Four adapters of other ranks and layers for a pipeline of SD; the last has the text encoder's too."""
+    for seed, name in enumerate(NAMES):
+        targets = (*ATTENTION, *CONVOLUTIONS) if seed % 2 else ATTENTION
+        parts = {"unet": tensors_of(pipeline.unet, seed, rank=4 + seed, targets=targets, strength=0.08)}
+        if name == NAMES[-1]:
+            words = tensors_of(pipeline.text_encoder, seed, targets=("q_proj", "v_proj"), strength=0.1)
+            parts["text_encoder"] = words
+        store.add(name, lora_file(folder / f"{name}.safetensors", **parts))

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from lora_files import ATTENTION, CONVOLUTIONS, lora_file, tensors_of
+from lora_files import NAMES, add_four, lora_file, tensors_of
 from PIL import Image
 
 from jubako.adapters.lora import read_lora
@@ -29,7 +29,6 @@ from jubako.weights.components import ComponentStore
 
 CATALOG = load_catalog()
 FAMILY = CATALOG.families["sd"]
-NAMES = ("ash", "birch", "cedar", "dogwood")
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
@@ -45,14 +44,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         .load(CATALOG.model("tiny-sd"), home, torch.device("cpu"), torch.float32)
         .pipeline
     )
-    store = AdapterStore(home)
-    for seed, name in enumerate(NAMES):
-        targets = (*ATTENTION, *CONVOLUTIONS) if seed % 2 else ATTENTION
-        parts = {"unet": tensors_of(pipeline.unet, seed, rank=4 + seed, targets=targets, strength=0.08)}
-        if name == "dogwood":
-            words = tensors_of(pipeline.text_encoder, seed, targets=("q_proj", "v_proj"), strength=0.1)
-            parts["text_encoder"] = words
-        store.add(name, lora_file(home / "files" / f"{name}.safetensors", **parts))
+    add_four(AdapterStore(home), pipeline, home / "files")
     return home
 
 
