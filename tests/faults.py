@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["allocate_in_vain", "live_bytes", "no_room"]
+__all__ = ["allocate_in_vain", "live_bytes", "no_room", "spoiled"]
 
 
 def allocate_in_vain() -> None:
@@ -66,3 +66,30 @@ def _reachable() -> int:
             storage = each.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()
     return sum(storages.values())
+
+
+@contextmanager
+def spoiled(
+    module: torch.nn.Module,
+    spoil: Callable[[torch.Tensor], torch.Tensor],
+    when: Callable[[torch.Tensor], bool] = lambda _: True,
+    times: int | None = None,
+) -> Iterator[list[int]]:
+    """What comes out of the module is spoiled where the condition holds, so many times or always.
+
+    The list fills with the lengths of what was spoiled.
+    """
+    done: list[int] = []
+
+    def after(_: Any, __: Any, output: Any) -> Any:
+        first = output[0] if isinstance(output, tuple) else output
+        if not isinstance(first, torch.Tensor) or not when(first) or len(done) == times:
+            return output
+        done.append(len(first))
+        return (spoil(first), *output[1:]) if isinstance(output, tuple) else spoil(first)
+
+    hook = module.register_forward_hook(after)
+    try:
+        yield done
+    finally:
+        hook.remove()

@@ -26,7 +26,7 @@ FAMILIES: Mapping[str, str] = {
     "mesh": "shap-e",
 }
 _FIELDS: Mapping[str, Mapping[str, Any]] = {
-    "video": {"image": photograph(), "output_format": "zip"},
+    "video": {"image": photograph(), "width": 32, "height": 32, "num_frames": 2, "output_format": "zip"},
     "mesh": {"prompt": "a red chair", "grid_size": 16, "output_format": "obj"},
 }
 
@@ -44,9 +44,10 @@ def order(catalog: Catalog, family: str, **fields: Any) -> Job:
     """A job of the family's small model; what is not given has a small value."""
     model = catalog.model(FAMILIES[family])
     given = {"prompt": "a large red circle", "steps": 4, "seed": 7, "model": model.name}
+    given |= {**_FIELDS.get(family, {}), **fields}
     if family == "video":
-        del given["prompt"]
-    request = REQUESTS[model.tasks[0]].model_validate({**given, **_FIELDS.get(family, {}), **fields})
+        del given["prompt"]  # it reads none
+    request = REQUESTS[model.tasks[0]].model_validate(given)
     return plan(request, catalog)
 
 

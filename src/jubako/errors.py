@@ -16,6 +16,7 @@ JubakoError
 ├── Overloaded         429  it would wait longer than it may
 ├── Cancelled          499  the client went away or cancelled
 ├── GenerationFailed   500  the engine failed on this job
+├── NotFinite          500  the model's numbers are none: there is no picture to show
 ├── UnusableWeights    500  what is on disk can't be made into the model
 ├── ModelNotOnDisk     503  the catalog knows the model, its weights are not here
 ├── OutOfMemory        503  the memory does not hold this job alone, or its model
@@ -42,6 +43,7 @@ __all__ = [
     "KeyReused",
     "ModelNotOnDisk",
     "NoKey",
+    "NotFinite",
     "OutOfMemory",
     "Overloaded",
     "ResultGone",
@@ -202,6 +204,12 @@ class GenerationFailed(JubakoError):
     """The engine failed while it worked on this job."""
 
     code = "generation_failed"
+
+
+class NotFinite(JubakoError):
+    """The model's numbers are none (NaN or infinite), so that there is no picture to show."""
+
+    code = "not_finite"
 
 
 class UnusableWeights(JubakoError):

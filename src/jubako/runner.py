@@ -22,6 +22,7 @@ from jubako import metrics
 from jubako.catalog import Family
 from jubako.engine.batcher import StepBatcher
 from jubako.engine.samples import Sample
+from jubako.engine.soundness import sound
 from jubako.engine.ticket import Ticket, failure_of
 from jubako.errors import Cancelled, JubakoError, TimedOut
 from jubako.families.acceleration import Acceleration, acceleration_for, in_effect
@@ -233,13 +234,16 @@ class Runner:
                 decoded=ticket.decoded_at - ticket.denoised_at,
                 encoded=0.0,
             )
-            return await lease.during(self._encode.submit(self._finished, models[0], decoded, job, timings))
+            finishing = self._encode.submit(self._finished, models[0], sample.last, decoded, job, timings)
+            return await lease.during(finishing)
 
-    def _finished(self, model: LoadedModel, decoded: torch.Tensor, job: Job, timings: Timings) -> Result:
+    def _finished(
+        self, model: LoadedModel, sample: Sample, decoded: torch.Tensor, job: Job, timings: Timings
+    ) -> Result:
         began = perf_counter()
         record = read_record(self.settings.home, self.family.models[job.model])
         facts = {"commit": record.commit if record else None}
-        finished = tried_twice(partial(model.finish, decoded, job, facts))
+        finished = tried_twice(lambda: model.finish(sound(sample, decoded, job.model), job, facts))
         return _result(job, finished, timings.model_copy(update={"encoded": perf_counter() - began}))
 
 

@@ -112,6 +112,11 @@ class Sample:
         return 2 if self.guidance_scale > 1 else 1
 
     @property
+    def last(self) -> Sample:
+        """The one whose latents are decoded: the last of its successors, or itself."""
+        return self.successor.last if self.successor else self
+
+    @property
     def bucket(self) -> Hashable:
         """Samples with the same bucket can share a forward: one model, one shape of everything it takes."""
         shapes = (tuple(tensor.shape[1:]) for tensor in self.conditioning.values())

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["in_float32", "in_tiles"]
+__all__ = ["in_float32", "in_tiles", "marked"]
 
 LEAST_TILE = 8
 
@@ -30,6 +30,11 @@ def in_tiles(vae: Any, latents: torch.Tensor) -> torch.Tensor:
     tiling.tile_sample_min_size = factor * tiling.tile_latent_min_size
     tiled: torch.Tensor = tiling.tiled_decode(latents, return_dict=False)[0]
     return tiled
+
+
+def marked(pictures: torch.Tensor) -> torch.Tensor:
+    """The pictures, in which infinite numbers are none: clamping would make colours of them."""
+    return pictures.masked_fill_(pictures.isinf(), torch.nan)
 
 
 def in_float32(vae: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from jubako.clips import encode_clip, spritesheet, thumbnail
+from jubako.families.decoding import marked
 from jubako.families.loaded import Finished
 from jubako.families.preview import ColourMap, fitted
 from jubako.job import Clip, Job
@@ -36,7 +37,7 @@ def decoded_frames(vae: Any, latents: torch.Tensor, chunk_size: int) -> torch.Te
         vae.decode(chunk, **({"num_frames": len(chunk)} if temporal else {}), return_dict=False)[0]
         for chunk in latents.split(chunk_size)
     ]
-    return (torch.cat(chunks).float() / 2 + 0.5).clamp(0, 1)
+    return (marked(torch.cat(chunks)).float() / 2 + 0.5).clamp(0, 1)
 
 
 def colours_of(vae: Any, factor: int) -> ColourMap:

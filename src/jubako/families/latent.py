@@ -27,7 +27,7 @@ from jubako.catalog import Model
 from jubako.engine.samples import Kept, Sample
 from jubako.engine.schedule import Schedule, make_scheduler
 from jubako.errors import InvalidRequest
-from jubako.families.decoding import in_float32, in_tiles
+from jubako.families.decoding import in_float32, in_tiles, marked
 from jubako.families.loaded import Finished, checked
 from jubako.families.preview import ColourMap, fitted
 from jubako.job import Job
@@ -200,7 +200,7 @@ class LatentModel(ABC):
         vae = in_float32(self.pipeline.vae) if upcast else self.pipeline.vae
         latents = latents.to(vae.dtype) / vae.config.scaling_factor + self._shift
         pictures = in_tiles(vae, latents) if sparing else vae.decode(latents, return_dict=False)[0]
-        decoded: torch.Tensor = self.pipeline.image_processor.denormalize(pictures)
+        decoded: torch.Tensor = self.pipeline.image_processor.denormalize(marked(pictures))
         return decoded
 
     def preview(self, latents: torch.Tensor) -> torch.Tensor | None:
