@@ -9,26 +9,18 @@ all others were cancelled, is done as soon as their rows are gone.
 from __future__ import annotations
 
 import argparse
-import os
-import socket
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import httpx
 
 from benchmarks.report import Report, percentile
+from benchmarks.server import served
 
 __all__ = ["main"]
 
-ROOT = Path(__file__).resolve().parent.parent
 PROMPT = "a large red circle on the left of a blue background"
-READY_SECONDS = 180
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -43,7 +35,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--save", action="store_true", help="write the document to benchmarks/results")
     options = parser.parse_args(arguments)
     report = Report("jobs", {k: v for k, v in vars(options).items() if k != "save"})
-    with _server() as url, httpx.Client(base_url=url, timeout=30) as client:
+    with served() as url, httpx.Client(base_url=url, timeout=30) as client:
         _measure(client, options, report)
     report.finish(save=options.save)
 
@@ -103,36 +95,3 @@ def _wait(client: httpx.Client, job: str) -> None:
         last = [line for line in events.iter_lines() if line.startswith("event: ")][-1]
     if last != "event: completed":
         raise RuntimeError(f"the job of one step ended in {last}")
-
-
-@contextmanager
-def _server() -> Iterator[str]:
-    """The gateway and the family of the embedded model, on a free port with a home of their own."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    address = ["--host", "127.0.0.1", "--port", str(port)]
-    command = [sys.executable, "-m", "bentoml", "serve", "service:Gateway", *address]
-    url = f"http://127.0.0.1:{port}"
-    with tempfile.TemporaryDirectory() as home, (Path(home) / "log").open("wb") as log:
-        own = {"BENTOML_HOME": f"{home}/bentoml", "JUBAKO_HOME": f"{home}/jubako", "JUBAKO_FAMILIES": "sd"}
-        environment = {**os.environ, **own, "BENTOML_DO_NOT_TRACK": "1"}
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
-        try:
-            _wait_until_ready(url)
-            yield url
-        finally:
-            process.terminate()
-            process.wait(60)
-
-
-def _wait_until_ready(url: str) -> None:
-    deadline = time.monotonic() + READY_SECONDS
-    while time.monotonic() < deadline:
-        try:
-            if httpx.get(f"{url}/readyz", timeout=2).status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.25)
-    raise TimeoutError(f"the server at {url} is not ready")
