@@ -165,6 +165,20 @@ def test_memory_is_bounded_and_what_runs_is_not_taken_away(home: Path, settings:
     runner.close()
 
 
+def test_prompts_are_kept_beside_adapters_that_leave_the_text_encoder_alone(
+    runner: Runner, home: Path
+) -> None:
+    together(runner, [job(home)])
+    model: Any = runner.residency._trays["tiny-sd"].model
+    misses = model._kept.cache_info().misses
+    together(runner, [job(home, ("ash", 1.0)), job(home, ("dogwood", 1.0))])
+    assert model._kept.cache_info().misses == misses
+    ash, dogwood = (model.conditioning(job(home, (name, 1.0))) for name in ("ash", "dogwood"))
+    base = model.conditioning(job(home))["encoder_hidden_states"]
+    assert np.array_equal(ash["encoder_hidden_states"], base)
+    assert not np.array_equal(dogwood["encoder_hidden_states"], base)
+
+
 def test_one_that_does_not_fit_fails_alone(runner: Runner, home: Path) -> None:
     from pipelines import sd_pipeline
 

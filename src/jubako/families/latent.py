@@ -38,6 +38,7 @@ from jubako.result import File
 __all__ = ["LatentModel", "guided"]
 
 PROMPTS_KEPT = 256
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 
 
 def guided(job: Job) -> bool:
@@ -68,8 +69,11 @@ class LatentModel(ABC):
         """What a pipeline's text encoders make of one prompt."""
 
     def encoder(self, job: Job) -> Callable[..., Any]:
-        """What encodes the job's prompts with its adapters; of prompts without any the last ones are kept."""
-        adapters, embeddings = self.take(job), self._embeddings(job)
+        """What encodes the job's prompts; where no adapter has layers of theirs, that of the last is kept."""
+        adapters = tuple(
+            (lora, weight) for lora, weight in self.take(job) if lora.components.keys() & TEXT_ENCODERS
+        )
+        embeddings = self._embeddings(job)
         return partial(self._encode_adapted, adapters, embeddings) if adapters or embeddings else self._kept
 
     def _encode_adapted(
@@ -77,7 +81,7 @@ class LatentModel(ABC):
     ) -> Any:
         assert self.bank is not None  # noqa: S101 # both come from it
         with ExitStack() as stack:
-            for name in ("text_encoder", "text_encoder_2"):
+            for name in TEXT_ENCODERS:
                 stack.enter_context(self.bank.rows(name, [adapters]))
             pipeline = self.pipeline
             if embeddings:
