@@ -148,7 +148,7 @@ class Bench:
         """The step batcher with ``size`` pictures in flight, two turns of them."""
         from jubako.engine.batcher import StepBatcher
 
-        self._model.encode.cache_clear()
+        self._model.forget_prompts()
         batcher = StepBatcher()
         began = perf_counter()
         try:
