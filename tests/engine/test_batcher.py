@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -274,6 +275,8 @@ def clip(denoiser: CountingDenoiser, seed: int, steps: int, decode: Decode) -> S
 def test_samples_without_a_way_of_their_own_are_decoded_together(batcher: StepBatcher) -> None:
     denoiser = CountingDenoiser()
     first = submit(batcher, sample(denoiser, 0, 1))
+    while not batcher.live_rows:  # until its forward has begun, without the others
+        time.sleep(0.001)
     tickets = [submit(batcher, sample(denoiser, seed, 3)) for seed in (1, 2, 3)]
     denoiser.gate.set()
     for ticket in (first, *tickets):
