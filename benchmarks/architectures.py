@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -195,8 +195,17 @@ ARCHITECTURES: Mapping[str, Architecture] = {
 }
 
 
-def random_pipeline(architecture: Architecture, device: torch.device, dtype: torch.dtype, seed: int) -> Any:
-    """A diffusers pipeline of this architecture with seeded random weights, made on the device."""
+def random_pipeline(
+    architecture: Architecture,
+    device: torch.device,
+    dtype: torch.dtype,
+    seed: int,
+    parts: Container[str] | None = None,
+) -> Any:
+    """A diffusers pipeline of this architecture with seeded random weights, made on the device.
+
+    Of its modules it has only those that are named, where some are.
+    """
     import diffusers
     from accelerate import init_empty_weights  # type: ignore[import-untyped] # it has no types
 
@@ -204,8 +213,10 @@ def random_pipeline(architecture: Architecture, device: torch.device, dtype: tor
     with init_empty_weights(include_buffers=False):
         components = architecture.components()
     generator = torch.Generator(device).manual_seed(seed)
-    for component in components.values():
-        if isinstance(component, torch.nn.Module):
+    for name, component in components.items():
+        if isinstance(component, torch.nn.Module) and parts is not None and name not in parts:
+            components[name] = None
+        elif isinstance(component, torch.nn.Module):
             _fill(component, device, dtype, generator)
             component.eval()
     pipeline = getattr(diffusers, architecture.pipeline)(**components, **architecture.options)

@@ -134,6 +134,52 @@ def _jobs(result: Result) -> str:
     )
 
 
+def _adapters(result: Result) -> str:
+    ways = list(result["measured"][0]["results"])
+    rows = [
+        (
+            one["model"],
+            str(one["rank"]),
+            str(one["threads"]),
+            _number(one["results"][ways[0]]["pictures_per_s"]["median"]),
+            *(
+                f"{found['ratio']['median']:.2f}, {found['cpu_ratio']['median']:.2f}"
+                for found in (one["results"][way] for way in ways[1:])
+            ),
+        )
+        for one in result["measured"]
+    ]
+    return f"{_when(result)}\n\n" + _table(("", "rank", "threads", f"{ways[0]}, pictures/s", *ways[1:]), rows)
+
+
+def _shapes(result: Result) -> str:
+    rows = [
+        (
+            f"{model}, {found['parameters'] / 1e6:.0f} M",
+            layers,
+            str(adapter["layers"]),
+            _number(adapter["bytes"] / 1e6),
+            _number(adapter["read_s"]),
+            _number(adapter["read_cpu_s"]),
+            f"{_number(found['without_s']['median'])}, {_number(found['mixed_s']['median'])}",
+            f"{found['ratio']['median']:.2f}, {found['cpu_ratio']['median']:.2f}",
+        )
+        for model, found in result["models"].items()
+        for layers, adapter in found["adapters"].items()
+    ]
+    heads = (
+        "",
+        "adapter of",
+        "layers",
+        "MB",
+        "read in, s",
+        "CPU time, s",
+        "forward without, mixed, s",
+        "ratio, of CPU time",
+    )
+    return f"{_when(result)}\n\n" + _table(heads, rows)
+
+
 _JOB_FIGURES = ("p50", "p99", "max")
 
 _TABLES: Mapping[str, tuple[str, Callable[[Result], str]]] = {
@@ -143,6 +189,8 @@ _TABLES: Mapping[str, tuple[str, Callable[[Result], str]]] = {
     "engine": ("engine", _engine),
     "rows": ("rows", _rows),
     "jobs": ("jobs", _jobs),
+    "adapters": ("adapters", _adapters),
+    "shapes": ("shapes", _shapes),
 }
 
 

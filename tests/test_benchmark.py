@@ -168,6 +168,35 @@ def test_the_overload_benchmark_refuses_the_crowd_and_serves_some() -> None:
     assert document["refusals_without_retry_after"] == 0
 
 
+def test_the_adapters_benchmark_gets_the_same_pictures_every_way() -> None:
+    small = ("--ranks", "2", "--steps", "2", "--requests", "5", "--size", "32")
+    document = benchmark("adapters", *small, "--repeats", "1", "--threads", "1")
+    (found,) = document["measured"]
+    results = found["results"]
+    assert found["adapter_bytes"] > 0
+    rows = {way: one["rows_per_forward"] for way, one in results.items()}
+    assert rows["no adapters"] == rows["one adapter"] == rows["mixed"] > rows["a bucket for each"] == 2
+    for way, one in results.items():
+        assert one["largest_pixel_difference"] is None or one["largest_pixel_difference"] < 1
+        assert (one["largest_pixel_change"] > 2) == ("no adapters" not in way)
+        assert one["ratio"]["median"] > 0
+        assert one["cpu_ratio"]["median"] > 0
+
+
+def test_adapters_of_sd_15_s_shapes_are_read_mixed_and_forgotten() -> None:
+    document = benchmark("shapes", "--model", "sd1.5", "--latents", "8", "--repeats", "1", "--threads", "1")
+    found = document["models"]["sd1.5"]
+    assert found["parameters"] / 1e6 == pytest.approx(859.5, abs=0.1)
+    attention, everything = (found["adapters"][layers] for layers in ("attention", "all"))
+    # 16 blocks of two attentions with four projections each; rank 16, a matrix on either side.
+    assert attention["layers"] == 128
+    assert attention["bytes"] == pytest.approx(12.8e6, rel=0.01)
+    assert everything["layers"] == 278
+    one, base, other = found["difference_to_base"]
+    assert base < 1e-5
+    assert min(one, other) > 1e-2
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
