@@ -62,7 +62,7 @@ async def _measure(url: str, options: argparse.Namespace, report: Report) -> Non
         crowd = options.clients * options.times
         replies = await _load(client, crowd, options.steps, options.seconds)
     done = [reply for reply in replies if reply.status == 200]
-    refused = [reply for reply in replies if reply.status != 200]
+    refused = [reply for reply in replies if reply.status not in {0, 200}]
     promised = [reply for reply in done if reply.promise is not None]
     kept = sum(reply.seconds <= (reply.promise or 0) for reply in promised)
     at_peak = len(peak) / options.peak_seconds
@@ -92,7 +92,11 @@ async def _load(client: httpx.AsyncClient, clients: int, steps: int, seconds: fl
         while perf_counter() < end:
             fields = {"prompt": PROMPT, "num_inference_steps": steps, "seed": next(seeds)}
             began = perf_counter()
-            reply = await client.post("/txt2img", json=fields)
+            try:
+                reply = await client.post("/txt2img", json=fields)
+            except httpx.TransportError:  # as a connection that the server closes while it is taken up again
+                replies.append(_Reply(0, perf_counter() - began, None, None))
+                continue
             now, headers = perf_counter(), reply.headers
             promise, again = headers.get("x-promised-seconds"), headers.get("retry-after")
             if now <= end:
