@@ -69,6 +69,11 @@ class Request(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
+    @property
+    def holds_files(self) -> bool:
+        """Whether any of its fields is a file's content."""
+        return any(isinstance(value, bytes) for value in self.__dict__.values())
+
     @model_validator(mode="wrap")
     @classmethod
     def _name_unknown_fields(cls, data: Any, handler: Handler[Self]) -> Self:

@@ -18,6 +18,7 @@ from jubako.images import ImagesGenerate
 from jubako.mesh import TextToMesh
 from jubako.request import TextToImage
 from jubako.services.admission import Admission
+from jubako.services.families import Families
 from jubako.settings import load_settings
 
 KNOWN = load_catalog()
@@ -43,9 +44,9 @@ def admission(store: AdapterStore, tmp_path: Path) -> Admission:
     """One that serves everything but SDXL."""
     served = tuple(name for name in KNOWN.families if name != "sdxl")
     settings = load_settings({"JUBAKO_HOME": str(tmp_path)})
-    return Admission(
-        KNOWN.only(served), settings, store, frozenset(served), lambda _family: None, known=KNOWN
-    )
+    catalog = KNOWN.only(served)
+    idle = Families(dict.fromkeys(served), {}, catalog, settings)
+    return Admission(catalog, settings, store, frozenset(served), idle, known=KNOWN)
 
 
 def asked(*names: str, **fields: Any) -> dict[str, Any]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Protocol, TypeVar
 
 from jubako.adapters.store import KINDS, AdapterStore
 from jubako.catalog import Catalog
@@ -15,7 +16,20 @@ from jubako.job import Job
 from jubako.planning import AnyRequest, plan
 from jubako.settings import Settings
 
-__all__ = ["Admission"]
+__all__ = ["Admission", "Room"]
+
+R = TypeVar("R", bound=AnyRequest | ImagesRequest)
+P = TypeVar("P")
+
+
+class Room(Protocol):
+    """Who knows how much waits already; both raise Overloaded."""
+
+    def require_room(self, jobs: Sequence[Job]) -> object:
+        """Refuse jobs that would be done too late."""
+
+    def require_any_room(self, family: str) -> None:
+        """Refuse when not even the smallest job would be done in time."""
 
 
 class Admission:
@@ -27,7 +41,7 @@ class Admission:
         settings: Settings,
         adapters: AdapterStore,
         served: frozenset[str],
-        require_any_room: Callable[[str], None],
+        room: Room,
         *,
         known: Catalog,
     ) -> None:
@@ -36,7 +50,7 @@ class Admission:
         self._default_model = settings.default_model
         self._adapters = adapters
         self._served = served
-        self._require_any_room = require_any_room
+        self._room = room
 
     async def job(self, request: AnyRequest, *, durable: bool = False) -> Job:
         """The request's job; raises as :func:`jubako.planning.plan`, or FamilyUnavailable, or Overloaded.
@@ -45,16 +59,18 @@ class Admission:
         """
         if not durable:
             self._glance(request)
-        # Decoding and scaling a picture would hold up everyone else on the event loop.
-        job = await asyncio.to_thread(plan, request, self._catalog, self._default_model)
+        job = await self._planned(plan, request)
         self.require_served(job)
+        if not durable:
+            self._room.require_room([job])
         return await asyncio.to_thread(self._bound, job, request)
 
     async def pictures(self, request: ImagesRequest) -> list[Job]:
         """The jobs of one of OpenAI's requests for pictures."""
         self._glance(request)
-        jobs = await asyncio.to_thread(plan_images, request, self._catalog, self._default_model)
+        jobs = await self._planned(plan_images, request)
         self.require_served(jobs[0])
+        self._room.require_room(jobs)
         return await asyncio.to_thread(lambda: [self._bound(job, request) for job in jobs])
 
     async def comparison(self, request: Comparison) -> list[list[Cell]]:
@@ -84,7 +100,14 @@ class Admission:
             if request.model
             else self._catalog.default_model(self._default_model).family
         )
-        self._require_any_room(family)
+        self._room.require_any_room(family)
+
+    async def _planned(self, planned: Callable[[R, Catalog, str | None], P], request: R) -> P:
+        if not request.holds_files:
+            # A refusal must be cheap, and a thread costs more than this.
+            return planned(request, self._catalog, self._default_model)
+        # Decoding and scaling a picture would hold up everyone else on the event loop.
+        return await asyncio.to_thread(planned, request, self._catalog, self._default_model)
 
     def _bound(self, job: Job, request: AnyRequest | ImagesRequest | Comparison) -> Job:
         """The job with its adapters bound to the content that their names stand for now.

@@ -74,7 +74,7 @@ def gateway_service(**services: Any) -> Any:
                 settings,
                 self.adapters,
                 frozenset(served),
-                self.families.require_any_room,
+                self.families,
                 known=known,
             )
             self.trainings = Trainings(settings, self.adapters, lambda: self.families.busy)
