@@ -22,6 +22,7 @@ JubakoError
 ├── OutOfMemory        503  the memory does not hold this job alone, or its model
 ├── WeightsUnavailable 503  the weight set or precision that is set for the model can't be served here
 ├── FamilyUnavailable  503  the family's service is loading, down or unreachable
+├── ShuttingDown       503  the server stops; it, or another one, may be asked again
 └── TimedOut           504  the deadline passed before the picture was done
 """
 
@@ -47,6 +48,7 @@ __all__ = [
     "OutOfMemory",
     "Overloaded",
     "ResultGone",
+    "ShuttingDown",
     "TimedOut",
     "TooLarge",
     "UnknownAdapter",
@@ -244,6 +246,14 @@ class FamilyUnavailable(JubakoError):
 
     status = 503
     code = "family_unavailable"
+    retry_after = 5
+
+
+class ShuttingDown(JubakoError):
+    """The server was told to stop: nothing new is taken, or there was no time left for this."""
+
+    status = 503
+    code = "shutting_down"
     retry_after = 5
 
 

@@ -154,6 +154,15 @@ class Settings(BaseModel):
     timeout: float = Field(
         default=600.0, gt=0, description="Seconds after which a request that has no picture yet is cancelled"
     )
+    stop_delay: float = Field(
+        default=0.0,
+        ge=0,
+        description="Seconds for which a server that was told to stop is not ready any more but serves on, "
+        "so that balancers notice",
+    )
+    stop_grace: float = Field(
+        default=25.0, ge=0, description="Seconds that what is at work has then to end before it is given up"
+    )
     database_url: str | None = Field(
         default=None,
         pattern=r"^(postgresql|postgres|sqlite)(\+\w+)?://",

@@ -70,6 +70,7 @@ class JobDesk:
         self._bounds = bounds
         self._queue = DurableQueue(url, self._name, bounds, self._execution)
         self._tasks: list[asyncio.Task[None]] = []
+        self._streaming = True
 
     async def open(self) -> None:
         """Begin to run what waits, and to look after other gateways' jobs."""
@@ -92,6 +93,16 @@ class JobDesk:
         await self._call(self._queue.close)
         await self._call(self._lease.release)
         self._lock.close()
+
+    def pause(self) -> None:
+        """Begin no job, and no further stage of one; what was begun goes on."""
+        self._execution.pause()
+
+    def end_streams(self) -> None:
+        """End every stream of events; whoever follows one connects again."""
+        self._streaming = False
+        for job_id in self._bells:
+            self._ring(job_id)
 
     async def submit(self, jobs: Sequence[Job], request: bytes, key: str | None, owner: str | None) -> Record:
         """Record jobs of one request and have them run; an owner's same key gives the same job again.
@@ -258,7 +269,7 @@ class JobDesk:
                     after = event.id
                     yield event
                     over = event.data.get("state") in ENDED
-                if over:
+                if over or not self._streaming:
                     return
                 yield None
                 try:

@@ -86,6 +86,7 @@ class Execution:
         self._told: list[tuple[str, str, Mapping[str, Any]]] = []
         self._stopping: set[str] = set()
         self._abandoned: set[asyncio.Task[dict[str, Any]]] = set()
+        self._paused = False
 
     @property
     def running(self) -> tuple[str, ...]:
@@ -100,6 +101,10 @@ class Execution:
         self._stopping.add(job_id)
         return task.cancel()
 
+    def pause(self) -> None:
+        """Begin nothing more; it waits as it is for the next start."""
+        self._paused = True
+
     def abandon(self) -> None:
         """Stop what is at work here and record nothing more of it: others have taken these jobs over."""
         self._abandoned.update(self._stages.values())
@@ -108,12 +113,14 @@ class Execution:
 
     async def begin(self, job_id: str) -> int:
         """Mark the job as running; how many stages it has, 0 when it is over or gone."""
+        await self._while_paused()
         record: Record | None = await self._call(self._ledger.begin, job_id)
         self._ring(job_id)
         return len(stages_of(record.work)) if record else 0
 
     async def run_stage(self, job_id: str, stage: int, earlier: list[dict[str, Any]]) -> dict[str, Any]:
         """Run one stage; its files, or the error that ended it."""
+        await self._while_paused()
         record: Record | None = await self._call(self._ledger.get, job_id)
         if record is None or record.is_over:
             return {"error": Cancelled("the job was cancelled").body()}
@@ -130,6 +137,11 @@ class Execution:
             # Whoever took the job over gives it its end. This workflow must give it none, not even a failure.
             await asyncio.Event().wait()
         return outcome
+
+    async def _while_paused(self) -> None:
+        if self._paused:
+            # For ever: only the next start goes on with it.
+            await asyncio.Event().wait()
 
     async def end(self, job_id: str, outcome: dict[str, Any]) -> None:
         """Record the files of the last stage, or the error."""

@@ -6,8 +6,9 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncGenerator, AsyncIterable, Coroutine, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, TypeVar
 
 import aiohttp
@@ -16,7 +17,7 @@ from pydantic import SecretStr
 
 from jubako import metrics
 from jubako.catalog import Catalog
-from jubako.errors import Cancelled, FamilyUnavailable, JubakoError
+from jubako.errors import Cancelled, FamilyUnavailable, JubakoError, ShuttingDown
 from jubako.fair_queue import Ask, FairQueue
 from jubako.job import Job
 from jubako.pictures import started_from
@@ -52,6 +53,21 @@ class Families:
         self._settings = settings
         self.queues = {name: FairQueue(window_of(catalog.families[name]), settings.max_wait) for name in work}
 
+        self._refusing = False
+
+    @cached_property
+    def _aborted(self) -> asyncio.Future[None]:
+        return asyncio.get_running_loop().create_future()
+
+    def refuse(self) -> None:
+        """Take nothing new any more; what was taken goes on."""
+        self._refusing = True
+
+    def abort(self) -> None:
+        """Cancel what somebody waits for; each is answered with ShuttingDown."""
+        if not self._aborted.done():
+            self._aborted.set_result(None)
+
     @property
     def busy(self) -> bool:
         """Whether this gateway waits for a family's work."""
@@ -73,6 +89,7 @@ class Families:
 
         None before a family was measured.
         """
+        self._require_open()
         asks: dict[str, list[Ask]] = {}
         for job in jobs:
             for stage in (job.source, job) if job.source is not None else (job,):
@@ -81,7 +98,8 @@ class Families:
         return None if None in promises else sum(filter(None, promises))
 
     def require_any_room(self, family: str) -> None:
-        """Overloaded when not even the smallest job could be taken now."""
+        """Overloaded when not even the smallest job could be taken now, ShuttingDown when none is."""
+        self._require_open()
         if family in self.queues:
             now = urgency.get()
             self.queues[family].require_room(Ask(0.0, 1, owner(), now.priority, now.within))
@@ -117,7 +135,9 @@ class Families:
         ended = False
         try:
             async with self._reached(job.family), self._turn(job):
-                async for line in _lines(self._client(job).generate_events(job=job, durable=durable)):
+                lines = _lines(self._client(job).generate_events(job=job, durable=durable))
+                # A durable job is not cancelled: it goes on with the next start.
+                async for line in lines if durable else self._until_aborted(lines):
                     event = _event(line)
                     ended = isinstance(event, Result)
                     yield event
@@ -149,6 +169,10 @@ class Families:
         )
         return {name: state for answer in answers if answer for name, state in answer.items()}
 
+    def _require_open(self) -> None:
+        if self._refusing:
+            raise ShuttingDown("the server is stopping and takes nothing new; ask again soon")
+
     def _client(self, job: Job) -> Any:
         return self._work[job.family].to_async
 
@@ -170,19 +194,36 @@ class Families:
         return results[0]
 
     async def _while_wanted(self, call: Coroutine[Any, Any, Result], job: Job) -> Result:
-        """Await the call, but cancel the job when the client of this request goes away."""
+        """Await the call, but cancel the job when the client of this request goes away, or the server."""
         work = asyncio.ensure_future(call)
         gone = asyncio.ensure_future(client_gone())
         try:
-            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+            await _first(work, gone, self._aborted)
             if work.done():
                 return work.result()
+            if self._aborted.done():
+                raise _no_time()
             raise Cancelled("the client went away")
         finally:
             gone.cancel()
             if not work.done():
                 work.cancel()
                 await self.cancel(job)
+
+    async def _until_aborted(self, lines: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
+        async with aclosing(lines):
+            while True:
+                line = asyncio.ensure_future(anext(lines, None))
+                try:
+                    await _first(line, self._aborted)
+                finally:
+                    aborted = line.cancel()
+                    await asyncio.wait({line})
+                if aborted:
+                    raise _no_time()
+                if (text := line.result()) is None:
+                    return
+                yield text
 
     @asynccontextmanager
     async def _reached(self, family: str) -> AsyncGenerator[None, None]:
@@ -195,6 +236,14 @@ class Families:
             raise FamilyUnavailable(
                 f"the service of the family {family} is loading, down or unreachable; try again soon"
             ) from error
+
+
+async def _first(*futures: asyncio.Future[Any]) -> None:
+    await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
+
+
+def _no_time() -> ShuttingDown:
+    return ShuttingDown("the server is stopping, and there was no time left for this; ask again soon")
 
 
 def _together(asks: Sequence[Ask]) -> Ask:

@@ -21,6 +21,7 @@ from jubako.services.access import FamilyAccess
 from jubako.services.connection import ErrorShape
 from jubako.services.headers import BrowserHeaders
 from jubako.services.ignition import Ignition
+from jubako.services.stopping import Stopping
 from jubako.services.supervision import supervise
 from jubako.settings import forbid_remote_code, load_settings
 from jubako.weights.selection import Choice
@@ -73,6 +74,7 @@ def family_service(name: str) -> Any:
     settings = load_settings()
     catalog = load_catalog(settings.catalog)
     family = catalog.families[name]
+    stopping = Stopping(settings.stop_delay, settings.stop_grace)
 
     @bentoml.service(
         name=family.service,
@@ -89,6 +91,7 @@ def family_service(name: str) -> Any:
             self.runs = Runs(self.run_durable, GRACE * settings.job_lease)
             # Jobs that wait for the runner to be there; cancelling takes them out.
             self.waiting: set[str] = set()
+            self.at_work = 0
 
         @bentoml.api
         async def generate(self, job: Job) -> Result:
@@ -138,12 +141,21 @@ def family_service(name: str) -> Any:
             return states | await _worker_states(family.models)
 
         async def __is_ready__(self) -> bool:
-            return self.ignition.ready
+            return self.ignition.ready and not stopping.begun
 
         async def run(
             self, job: Job, on_progress: Callable[[Progress], None] | None = None, *, durable: bool = False
         ) -> Result:
             """Run one job as soon as the runner is there."""
+            self.at_work += 1
+            try:
+                return await self._run(job, on_progress, durable=durable)
+            finally:
+                self.at_work -= 1
+
+        async def _run(
+            self, job: Job, on_progress: Callable[[Progress], None] | None, *, durable: bool
+        ) -> Result:
             self.waiting.add(job.id)
             try:
                 runner = await self.ignition.runner()
@@ -158,6 +170,12 @@ def family_service(name: str) -> Any:
         async def run_durable(self, job: Job, on_progress: Callable[[Progress], None]) -> Result:
             """Run one job that may outlive whoever asked for it."""
             return await self.run(job, on_progress, durable=True)
+
+        @bentoml.on_startup
+        async def stop_when_told(self) -> None:
+            """Let jobs end first where this family is served alone; beside its gateway that sees to it."""
+            if bentoml.server_context.service_type == "entry_service":
+                stopping.heed(lambda: self.at_work > 0)
 
         @bentoml.on_shutdown
         def finish(self) -> None:

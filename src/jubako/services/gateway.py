@@ -39,6 +39,7 @@ from jubako.services.fine_tuning import add_fine_tuning
 from jubako.services.headers import BrowserHeaders
 from jubako.services.jobs import add_jobs
 from jubako.services.openai import openai_app
+from jubako.services.stopping import Farewell, Stopping
 from jubako.services.supervision import supervise
 from jubako.services.videos import add_videos
 from jubako.settings import load_settings
@@ -53,6 +54,8 @@ def gateway_service(**services: Any) -> Any:
     known = load_catalog(settings.catalog)
     catalog = known.only(settings.families)
     served = {name: service for name, service in services.items() if name in catalog.families}
+
+    stopping = Stopping(settings.stop_delay, settings.stop_grace)
 
     class Gateway:
         """Routes requests to the service of their model's family."""
@@ -156,6 +159,15 @@ def gateway_service(**services: Any) -> Any:
             """Begin to run durable jobs, on the event loop that the families are reached from."""
             self.measuring = asyncio.create_task(self.families.measure())
             await self.jobs.open()
+            stopping.heed(lambda: self.families.busy, refuse=self._refuse, abort=self._abort)
+
+        def _refuse(self) -> None:
+            self.families.refuse()
+            self.jobs.pause()
+
+        def _abort(self) -> None:
+            self.families.abort()
+            self.jobs.end_streams()
 
         @bentoml.on_shutdown
         async def close_jobs(self) -> None:
@@ -164,6 +176,8 @@ def gateway_service(**services: Any) -> Any:
             await self.jobs.close()
 
         async def __is_ready__(self) -> bool:
+            if stopping.begun:
+                return False
             ready = await self.families.ready()
             default = catalog.default_model(settings.default_model).family
             # The first time with the model that most requests mean. From then on one family that loads or is
@@ -190,6 +204,7 @@ def gateway_service(**services: Any) -> Any:
     add_videos(app)
     add_adapters(app)
     gateway.mount_asgi_app(app, path="/", name="openai")
+    gateway.add_asgi_middleware(Farewell, stopping=stopping)
     gateway.add_asgi_middleware(BrowserHeaders)
     gateway.add_asgi_middleware(ErrorShape)
     gateway.add_asgi_middleware(
