@@ -35,7 +35,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--save", action="store_true", help="write the document to benchmarks/results")
     options = parser.parse_args(arguments)
     report = Report("jobs", {k: v for k, v in vars(options).items() if k != "save"})
-    with served() as url, httpx.Client(base_url=url, timeout=30) as client:
+    with served() as server, httpx.Client(base_url=server.url, timeout=30) as client:
         _measure(client, options, report)
     report.finish(save=options.save)
 

@@ -18,14 +18,15 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
+from typing import Any
 
 import aiohttp
 import psutil
 
 from benchmarks.report import Report, percentile
-from benchmarks.server import served
+from benchmarks.server import Served, served
 
-__all__ = ["main"]
+__all__ = ["main", "under_overload"]
 
 PROMPT = "a large red circle on the left of a blue background"
 # Clients that nobody waits for any more are given this long to end.
@@ -44,8 +45,20 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--save", action="store_true", help="write the document to benchmarks/results")
     options = parser.parse_args(arguments)
     report = Report("overload", {k: v for k, v in vars(options).items() if k != "save"})
-    with served(JUBAKO_MAX_WAIT=str(options.longest), OMP_NUM_THREADS="1") as url:
-        asyncio.run(_measure(url, options, report))
+    with served(JUBAKO_MAX_WAIT=str(options.longest), OMP_NUM_THREADS="1") as server:
+        figures = asyncio.run(
+            under_overload(
+                server,
+                clients=options.clients,
+                times=options.times,
+                steps=options.steps,
+                peak=options.peak_seconds,
+                seconds=options.seconds,
+            )
+        )
+    report.say(f"{figures['peak_per_s']:.1f} pictures a second; asked for {options.times} times as many:")
+    report.say(json.dumps(figures, indent=1))
+    report.add(**figures)
     report.finish(save=options.save)
 
 
@@ -58,25 +71,28 @@ class _Reply:
     retry_after: int | None
 
 
-async def _measure(url: str, options: argparse.Namespace, report: Report) -> None:
+async def under_overload(
+    server: Served, *, clients: int, times: float, steps: int, peak: float, seconds: float
+) -> dict[str, Any]:
+    """The figures: ``peak`` and ``seconds`` are how long each of the two lasts."""
     connector = aiohttp.TCPConnector(limit=0)
-    async with aiohttp.ClientSession(url, connector=connector) as client:
-        await _closed(client, 4, options.steps, 5)
-        peak = await _closed(client, options.clients, options.steps, options.peak_seconds)
-        at_peak = len(peak) / options.peak_seconds
+    async with aiohttp.ClientSession(server.url, connector=connector) as client:
+        await _closed(client, clients, steps, 5)
+        at_peak = len(await _closed(client, clients, steps, peak)) / peak
         before = _cpu_seconds()
-        replies = await _open(client, at_peak * options.times, options.steps, options.seconds)
-        spent = {name: seconds - before.get(name, 0.0) for name, seconds in _cpu_seconds().items()}
+        replies = await _open(client, at_peak * times, steps, seconds)
+        spent = {name: after - before.get(name, 0.0) for name, after in _cpu_seconds().items()}
     done = [reply for reply in replies if reply.status == 200]
     refused = [reply for reply in replies if reply.status not in {0, 200}]
     promised = [reply for reply in done if reply.promise is not None]
     kept = sum(reply.seconds <= (reply.promise or 0) for reply in promised)
-    in_time = sum(reply.ended <= options.seconds for reply in done)
-    figures = {
+    in_time = sum(reply.ended <= seconds for reply in done)
+    return {
         "peak_per_s": at_peak,
-        "asked_per_s": len(replies) / options.seconds,
-        "goodput_per_s": in_time / options.seconds,
-        "goodput_share": in_time / options.seconds / at_peak,
+        "asked_per_s": len(replies) / seconds,
+        "done": len(done),
+        "goodput_per_s": in_time / seconds,
+        "goodput_share": in_time / seconds / at_peak,
         "refused": len(refused),
         "refusal_p50_s": percentile([reply.seconds for reply in refused], 0.5) if refused else None,
         "refusal_p99_s": percentile([reply.seconds for reply in refused], 0.99) if refused else None,
@@ -86,9 +102,6 @@ async def _measure(url: str, options: argparse.Namespace, report: Report) -> Non
         "statuses": dict(Counter(reply.status for reply in replies)),
         "cpu_seconds": spent,
     }
-    report.say(f"{at_peak:.1f} pictures a second at the peak; asked for {options.times} times as many:")
-    report.say(json.dumps(figures, indent=1))
-    report.add(**figures)
 
 
 async def _closed(client: aiohttp.ClientSession, clients: int, steps: int, seconds: float) -> list[_Reply]:
