@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 from importlib.metadata import version
 
 import pytest
-from packaging.requirements import Requirement
 from packaging.version import Version
 from server import ROOT
 
@@ -30,16 +28,15 @@ def test_what_is_installed_is_not_older_than_its_floor(package: str) -> None:
     assert Version(version(package)) >= Version(FLOORS[package])
 
 
-def test_nothing_older_can_be_installed() -> None:
-    """By what the project asks for, or by what it pins where its own lower bound is older."""
-    pinned = dict(
-        re.match(r"([\w.-]+)==([^ ;]+)", line).groups()  # type: ignore[union-attr] # each line has one
+def test_what_is_pinned_is_not_older_than_its_floor() -> None:
+    lines = [
+        line.partition(" ;")[0].partition("==")
         for name in ("requirements.txt", "constraints.txt")
         for line in (ROOT / name).read_text(encoding="utf-8").splitlines()
-        if "==" in line
-    )
+    ]
+    pinned = {name: pin for name, _, pin in lines if pin}
     for package, floor in FLOORS.items():
-        assert Version(pinned[package]) >= Version(floor), Requirement(f"{package}>={floor}")
+        assert Version(pinned[package]) >= Version(floor)
 
 
 def test_no_vulnerability_of_what_serves_is_known() -> None:
