@@ -17,6 +17,7 @@ from jubako.errors import UnusableWeights
 from jubako.request import Request
 from jubako.services.bodies import read_upload
 from jubako.services.jobs import page_of
+from jubako.services.openapi import taken
 
 __all__ = ["AdapterUpload", "add_adapters"]
 
@@ -49,7 +50,13 @@ class AdapterUpload(Request):
 def add_adapters(app: FastAPI) -> None:
     """Give the application the routes."""
     app.add_api_route("/v1/adapters", _list, methods=["GET"], response_model=None)
-    app.add_api_route("/v1/adapters", _add, methods=["POST"], response_model=None)
+    app.add_api_route(
+        "/v1/adapters",
+        _add,
+        methods=["POST"],
+        response_model=None,
+        openapi_extra=taken(AdapterUpload, file=True),
+    )
     app.add_api_route("/v1/adapters/{name}", _show, methods=["GET"], response_model=None)
     app.add_api_route("/v1/adapters/{name}", _remove, methods=["DELETE"], response_model=None)
 

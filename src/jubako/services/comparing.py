@@ -21,6 +21,7 @@ from jubako.pictures import png
 from jubako.result import Result
 from jubako.services.bodies import read_request
 from jubako.services.openai import picture_fields
+from jubako.services.openapi import taken
 from jubako.sheet import contact_sheet
 
 __all__ = ["add_comparison"]
@@ -32,7 +33,13 @@ Row = Sequence[Cell]
 
 def add_comparison(app: FastAPI) -> None:
     """Give the application the route."""
-    app.add_api_route("/v1/images/compare", _compare_images, methods=["POST"], response_model=None)
+    app.add_api_route(
+        "/v1/images/compare",
+        _compare_images,
+        methods=["POST"],
+        response_model=None,
+        openapi_extra=taken(Comparison),
+    )
 
 
 async def _compare_images(body: Request) -> Response:

@@ -19,6 +19,7 @@ from jubako.jobs.record import TRAINING, Event, Record, Training
 from jubako.services.access import caller
 from jubako.services.bodies import read_request
 from jubako.services.jobs import IdempotencyKey, file_of, follow, found, page_of, told
+from jubako.services.openapi import taken
 from jubako.training.pictures import Accepted, accept
 from jubako.training.plan import TrainingPlan, plan_training
 from jubako.training.request import FineTuning, TrainingRequest
@@ -36,7 +37,7 @@ _OF_THE_UPLOAD = {"images", "name", "keep_images"}
 def add_fine_tuning(app: FastAPI) -> None:
     """Give the application the routes."""
     jobs = "/v1/fine_tuning/jobs"
-    app.add_api_route(jobs, _create, methods=["POST"], response_model=None)
+    app.add_api_route(jobs, _create, methods=["POST"], response_model=None, openapi_extra=taken(FineTuning))
     app.add_api_route(jobs, _list, methods=["GET"], response_model=None)
     app.add_api_route(f"{jobs}/{{job_id}}", _show, methods=["GET"], response_model=None)
     app.add_api_route(f"{jobs}/{{job_id}}/cancel", _cancel, methods=["POST"], response_model=None)

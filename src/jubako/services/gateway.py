@@ -15,6 +15,7 @@ from jubako.adapters.store import AdapterStore
 from jubako.catalog import Model, load_catalog
 from jubako.errors import JubakoError
 from jubako.job import Job
+from jubako.planning import REQUESTS
 from jubako.result import Result
 from jubako.schedulers import scheduler_names
 from jubako.services.access import Access
@@ -39,6 +40,7 @@ from jubako.services.fine_tuning import add_fine_tuning
 from jubako.services.headers import BrowserHeaders
 from jubako.services.jobs import add_jobs
 from jubako.services.openai import openai_app
+from jubako.services.openapi import add_document
 from jubako.services.stopping import Farewell, Stopping
 from jubako.services.supervision import supervise
 from jubako.services.videos import add_videos
@@ -203,6 +205,7 @@ def gateway_service(**services: Any) -> Any:
     add_fine_tuning(app)
     add_videos(app)
     add_adapters(app)
+    add_document(app, {f"/{task}": kind for task, kind in REQUESTS.items()})
     gateway.mount_asgi_app(app, path="/", name="openai")
     gateway.add_asgi_middleware(Farewell, stopping=stopping)
     gateway.add_asgi_middleware(BrowserHeaders)

@@ -22,6 +22,7 @@ from jubako.planning import REQUESTS, AnyRequest
 from jubako.request import Request, Task, TextToImage
 from jubako.services.access import caller
 from jubako.services.bodies import read_request_of
+from jubako.services.openapi import taken
 
 __all__ = ["IdempotencyKey", "add_jobs", "file_of", "follow", "found", "page_of", "submitted", "told"]
 
@@ -44,7 +45,13 @@ class _Envelope(Request):
 
 def add_jobs(app: FastAPI) -> None:
     """Give the application the routes."""
-    app.add_api_route("/v1/jobs", _submit, methods=["POST"], response_model=None)
+    app.add_api_route(
+        "/v1/jobs",
+        _submit,
+        methods=["POST"],
+        response_model=None,
+        openapi_extra=taken(*REQUESTS.values(), envelope=_Envelope),
+    )
     app.add_api_route("/v1/jobs", _list, methods=["GET"], response_model=None)
     app.add_api_route("/v1/jobs/{job_id}", _show, methods=["GET"], response_model=None)
     app.add_api_route("/v1/jobs/{job_id}", _cancel, methods=["DELETE"], response_model=None)

@@ -20,6 +20,7 @@ from jubako.job import Job
 from jubako.result import Result
 from jubako.services.bodies import read_request
 from jubako.services.connection import answer
+from jubako.services.openapi import taken
 
 __all__ = ["openai_app", "picture_fields"]
 
@@ -29,12 +30,13 @@ def openai_app() -> FastAPI:
     app = FastAPI(title="Jubako", openapi_url=None, docs_url=None, redoc_url=None)
     app.add_exception_handler(JubakoError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
-    for path, route in (
-        ("/v1/images/generations", _generate_images),
-        ("/v1/images/edits", _edit_images),
-        ("/v1/images/variations", _vary_images),
+    images = "/v1/images"
+    app.add_api_route(f"{images}/generations", _generate_images, methods=["POST"], response_model=None)
+    for path, route, kind in (
+        (f"{images}/edits", _edit_images, ImagesEdit),
+        (f"{images}/variations", _vary_images, ImagesVariation),
     ):
-        app.add_api_route(path, route, methods=["POST"], response_model=None)
+        app.add_api_route(path, route, methods=["POST"], response_model=None, openapi_extra=taken(kind))
     app.add_api_route("/v1/models", _list_models, methods=["GET"])
     app.add_api_route("/v1/models/{name}", _show_model, methods=["GET"])
     return app

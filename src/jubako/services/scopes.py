@@ -31,6 +31,7 @@ _ROWS: tuple[tuple[frozenset[str], str, frozenset[Scope]], ...] = (
     (frozenset({"POST"}), "/models", _ANY),
     # BentoML's client reads it before its first call.
     (frozenset({"GET"}), "/schema.json", _ANY),
+    (frozenset({"GET"}), "/openapi.json", _ANY),
 )
 
 _PROBES = {"/livez", "/readyz", "/healthz"}

@@ -19,6 +19,7 @@ from jubako.request import PictureBytes, ResizeMode
 from jubako.services.access import caller
 from jubako.services.bodies import read_request
 from jubako.services.jobs import IdempotencyKey, file_of, found, page_of, submitted
+from jubako.services.openapi import taken
 
 __all__ = ["VideoCreate", "add_videos"]
 
@@ -63,8 +64,12 @@ class VideoCreate(TextToVideo):
 
 def add_videos(app: FastAPI) -> None:
     """Give the application the routes."""
-    app.add_api_route("/v1/videos/sync", _sync, methods=["POST"], response_model=None)
-    app.add_api_route("/v1/videos", _create, methods=["POST"], response_model=None)
+    app.add_api_route(
+        "/v1/videos/sync", _sync, methods=["POST"], response_model=None, openapi_extra=taken(VideoCreate)
+    )
+    app.add_api_route(
+        "/v1/videos", _create, methods=["POST"], response_model=None, openapi_extra=taken(VideoCreate)
+    )
     app.add_api_route("/v1/videos", _list, methods=["GET"], response_model=None)
     app.add_api_route("/v1/videos/{job_id}", _show, methods=["GET"], response_model=None)
     app.add_api_route("/v1/videos/{job_id}", _remove, methods=["DELETE"], response_model=None)
