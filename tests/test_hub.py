@@ -9,7 +9,7 @@ import re
 import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,14 +65,14 @@ class Machine:
             **self.environ,
         }
 
-    def start(self, name: str = "sd1.5") -> subprocess.Popen[str]:
-        command = [*COMMAND, "pull", name]
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        command = [*COMMAND, "pull", *(arguments or ("sd1.5",))]
         pipe = subprocess.PIPE
         return subprocess.Popen(command, env=self.environment, stdout=pipe, stderr=pipe, text=True)
 
-    def pull(self, name: str = "sd1.5") -> tuple[int, str]:
+    def pull(self, *arguments: str) -> tuple[int, str]:
         """Exit status and everything that was printed, in one line."""
-        process = self.start(name)
+        process = self.start(*arguments)
         printed = "".join(process.communicate(timeout=120))
         assert "Traceback" not in printed, printed
         return process.returncode, " ".join(printed.split())
@@ -404,7 +404,7 @@ def test_an_original_file_brings_the_autoencoder_too(the_hub: Hub, lightning: Ma
     overlay = {"repo": LIGHTNING, "file": UNET_FILE, "kind": "original"}
     document = {"family": "video", "models": {"sv3d-u": {"weights": {"repo": BASE, "overlay": overlay}}}}
     (lightning.folder / "catalog" / "video.yaml").write_text(json.dumps(document))
-    status, printed = lightning.pull("sv3d-u")
+    status, printed = lightning.pull("sv3d-u", "--accept-licence")
     assert status == 0, printed
     assert set(the_hub.fetched()) == {"model_index.json", UNET_FILE, "unet/config.json", "vae/config.json"}
 
@@ -425,10 +425,34 @@ def test_a_gated_sd3_says_where_to_accept(
     the_hub: Hub, machine: Machine, random_files: dict[str, bytes]
 ) -> None:
     the_hub.repositories["stabilityai/stable-diffusion-3.5-medium"] = Repository(random_files, "gated")
-    status, printed = machine.pull("sd3.5-medium")
+    status, printed = machine.pull("sd3.5-medium", "--accept-licence")
     assert status == 1
     assert "Open https://huggingface.co/stabilityai/stable-diffusion-3.5-medium and accept them" in printed
     assert "HF_TOKEN" in printed
+
+
+def test_a_licence_that_is_to_be_accepted_is_before_the_hub_is_asked(
+    the_hub: Hub, machine: Machine, random_files: dict[str, bytes]
+) -> None:
+    the_hub.repositories["stabilityai/sd-turbo"] = Repository(random_files)
+    licence = machine.entry("sd-turbo").licence
+    status, printed = machine.pull("sd-turbo")
+    assert status == 1
+    assert f"jubako: model: sd-turbo is under the licence {licence.id}" in printed
+    assert licence.url in printed
+    assert "adds sai-nc-community to JUBAKO_ACCEPTED_LICENCES, or pulls it with --accept-licence" in printed
+    assert not the_hub.asked
+    status, printed = machine.pull("sd-turbo", "--accept-licence")
+    assert status == 0, printed
+    assert "To serve it, add sai-nc-community to JUBAKO_ACCEPTED_LICENCES" in printed
+    settled = replace(machine, environ={**machine.environ, "JUBAKO_ACCEPTED_LICENCES": "sai-nc-community"})
+    status, printed = settled.pull("sd-turbo")
+    assert status == 0, printed
+    assert "To serve it" not in printed
+    misspelt = replace(machine, environ={**machine.environ, "JUBAKO_ACCEPTED_LICENCES": "sai-nc-comunity"})
+    status, printed = misspelt.pull("sd1.5")
+    assert status == 1
+    assert "nothing in the catalog is under 'sai-nc-comunity'. Did you mean 'sai-nc-community'?" in printed
 
 
 def test_a_file_of_the_users_gets_configs_and_no_weights(

@@ -60,6 +60,7 @@ class Licence(_Value):
     url: str
     commercial: Literal["yes", "limited", "no"]
     note: str = ""
+    acceptance: bool = Field(default=False, description="Whether whoever serves it has to accept it first")
 
 
 class Defaults(_Value):

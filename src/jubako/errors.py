@@ -4,6 +4,7 @@ JubakoError
 ├── InvalidRequest     400  a field is wrong; names it and the valid choices
 ├── NoKey              401  an API key is missing, unknown or expired
 ├── Forbidden          403  the key, the address or the page that it comes from may not do this
+├── LicenceNotAccepted 403  the model's licence is to be accepted, which nobody has done here
 ├── UnknownModel       404  no such model in the catalog
 ├── UnknownJob         404  no such job, or its time to be kept is over
 ├── UnknownAdapter     404  no adapter of that name is here
@@ -42,6 +43,7 @@ __all__ = [
     "JobNotDone",
     "JubakoError",
     "KeyReused",
+    "LicenceNotAccepted",
     "ModelNotOnDisk",
     "NoKey",
     "NotFinite",
@@ -107,6 +109,14 @@ class Forbidden(JubakoError):
     status = 403
     type = "permission_error"
     code = "forbidden"
+
+
+class LicenceNotAccepted(JubakoError):
+    """The model's licence is one that whoever serves it has to accept, and has not."""
+
+    status = 403
+    type = "permission_error"
+    code = "licence_not_accepted"
 
 
 class UnknownModel(JubakoError):

@@ -102,6 +102,11 @@ class Settings(BaseModel):
     default_model: str | None = Field(
         default=None, description="The model of a request that names none; unset: the catalog's default"
     )
+    accepted_licences: Annotated[tuple[str, ...], BeforeValidator(_words)] = Field(
+        default=(),
+        description="Licences that you have read and accept, by their ids in `jubako models`, separated by "
+        "commas; `all`: every one",
+    )
     batching: Literal["step", "request"] | None = Field(
         default=None, description="`step` or `request` batching for every family; unset: the catalog's choice"
     )

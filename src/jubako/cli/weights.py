@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,9 +14,10 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from jubako.catalog import AdapterEntry, Catalog, Model, load_catalog
+from jubako.catalog import AdapterEntry, Catalog, Licence, Model, load_catalog
 from jubako.cli.parcels import brought, print_licence
 from jubako.errors import UnknownModel, nearest
+from jubako.licences import is_accepted, require_accepted, require_known_licences
 from jubako.settings import Settings, load_settings
 from jubako.weight_sets import GraphSet, Vendor, WeightsChoice
 from jubako.weights.layout import PullFailed
@@ -36,18 +39,24 @@ def pull(
     precision: Annotated[
         str | None, typer.Option(help="In which precision, where a vendor has several; without it the first.")
     ] = None,
+    accept_licence: Annotated[
+        bool, typer.Option("--accept-licence", help="You have read the licence and accept it.")
+    ] = False,
 ) -> None:
     """Fetch weights or an adapter from the Hugging Face hub; an interrupted pull goes on where it was."""
     settings = load_settings()
     catalog = load_catalog(settings.catalog)
+    require_known_licences(settings, catalog)
     console = Console(highlight=False)
+    agree = partial(_agree, console, settings, given=accept_licence)
     if (entry := catalog.adapters.get(name)) is not None:
-        _pull_adapter(console, entry, settings, weights)
+        _pull_adapter(console, entry, settings, weights, agree)
         return
     model = _model(catalog, name)
     if weights in {"nvidia", "amd"}:
         graphs = _graph_set(model, weights, precision)
         _print_licence(console, model, graphs)
+        agree(model.name, model.licence)
         with _patient():
             _fetch(console, model, settings, lambda hub: hub.inspect_graphs(model, weights, graphs))
         return
@@ -59,6 +68,7 @@ def pull(
     if _is_pinned_and_here(model, settings):
         console.print(f"{model.name} is on disk already, at its pinned commit", soft_wrap=True)
         return
+    agree(model.name, model.licence)
     models = catalog.families[model.family].models
     with _patient():
         _fetch(console, model, settings, lambda hub: hub.inspect(model, settings.home, models))
@@ -74,7 +84,24 @@ def _model(catalog: Catalog, name: str) -> Model:
     )
 
 
-def _pull_adapter(console: Console, entry: AdapterEntry, settings: Settings, weights: WeightsChoice) -> None:
+def _agree(console: Console, settings: Settings, name: str, licence: Licence, *, given: bool) -> None:
+    """Ask whether the licence is accepted, where nobody has said so; LicenceNotAccepted where it is not."""
+    if is_accepted(licence, settings):
+        return
+    if not given:
+        asked = console.is_terminal and sys.stdin.isatty()
+        if not (asked and typer.confirm(f"Have you read {licence.id}, and do you accept it?")):
+            require_accepted(name, licence, settings, ", or pulls it with --accept-licence")
+    console.print(f"To serve it, add {licence.id} to JUBAKO_ACCEPTED_LICENCES as well", style="yellow")
+
+
+def _pull_adapter(
+    console: Console,
+    entry: AdapterEntry,
+    settings: Settings,
+    weights: WeightsChoice,
+    agree: Callable[[str, Licence], None],
+) -> None:
     if weights != "standard":
         raise PullFailed(
             f"weights: {entry.name} is an adapter, of which there is one file; leave --weights out"
@@ -92,6 +119,7 @@ def _pull_adapter(console: Console, entry: AdapterEntry, settings: Settings, wei
         )
         return
     store.require_free(entry.name)
+    agree(entry.name, entry.licence)
     with _patient():
         with console.status("Asking the hub"):
             from jubako import hub  # as for a model

@@ -15,6 +15,7 @@ from jubako.adapters.store import AdapterStore
 from jubako.catalog import Model, load_catalog
 from jubako.errors import JubakoError
 from jubako.job import Job
+from jubako.licences import is_accepted, require_known_licences
 from jubako.result import Result
 from jubako.schedulers import scheduler_names
 from jubako.services.access import Access
@@ -52,6 +53,7 @@ def gateway_service(**services: Any) -> Any:
     supervise()
     settings = load_settings()
     known = load_catalog(settings.catalog)
+    require_known_licences(settings, known)
     catalog = known.only(settings.families)
     served = {name: service for name, service in services.items() if name in catalog.families}
 
@@ -129,7 +131,10 @@ def gateway_service(**services: Any) -> Any:
         async def model_list(self) -> list[dict[str, Any]]:
             """The models in OpenAI's shape with our keys beside."""
             states = await self.families.states()
-            return [_listed(model, states.get(model.name)) for model in catalog]
+            return [
+                _listed(model, is_accepted(model.licence, settings), states.get(model.name))
+                for model in catalog
+            ]
 
         async def _picture(self, request: Received) -> Image.Image:
             # BentoML passes a Response on as it is; the annotations are what its clients go by.
@@ -241,7 +246,7 @@ def _control(family: str) -> str:
     return f"{family}_control"
 
 
-def _listed(model: Model, state: Any) -> dict[str, Any]:
+def _listed(model: Model, accepted: bool, state: Any) -> dict[str, Any]:
     return {
         "id": model.name,
         "object": "model",
@@ -254,7 +259,7 @@ def _listed(model: Model, state: Any) -> dict[str, Any]:
         "limits": model.limits.model_dump(),
         "parameters": model.parameters,
         "memory_gb": model.memory_gb,
-        "licence": model.licence.model_dump(),
+        "licence": model.licence.model_dump() | {"accepted": accepted},
         "gated": model.gated,
         "schedulers": scheduler_names(model.flow),
         "state": state.state if state else None,
