@@ -21,6 +21,7 @@ from PIL import Image
 from jubako import metrics
 from jubako.catalog import Family
 from jubako.engine.batcher import StepBatcher
+from jubako.engine.fingerprint import fingerprint
 from jubako.engine.samples import Sample
 from jubako.engine.soundness import sound
 from jubako.engine.ticket import Ticket, failure_of
@@ -243,8 +244,15 @@ class Runner:
         began = perf_counter()
         record = read_record(self.settings.home, self.family.models[job.model])
         facts = {"commit": record.commit if record else None}
-        finished = tried_twice(lambda: model.finish(sound(sample, decoded, job.model), job, facts))
-        return _result(job, finished, timings.model_copy(update={"encoded": perf_counter() - began}))
+
+        def finish() -> tuple[Finished, str]:
+            drawn = sound(sample, decoded, job.model)
+            compared = self.settings.similar_distance != "off"
+            return model.finish(drawn, job, facts), fingerprint(drawn) if compared else ""
+
+        finished, looks = tried_twice(finish)
+        spent = timings.model_copy(update={"encoded": perf_counter() - began})
+        return _result(job, finished, spent).model_copy(update={"fingerprint": looks})
 
 
 def _count(job: Job, result: Result) -> None:

@@ -199,6 +199,11 @@ class Settings(BaseModel):
     keep_bytes: Annotated[PositiveInt, BeforeValidator(_bytes)] = Field(
         default=20 * 10**9, description="Size of all files of jobs, as `20GB`; past it the oldest go first"
     )
+    similar_distance: Annotated[int, Field(ge=0, le=64)] | Literal["off"] = Field(
+        default=4,
+        description="Bits of 64 by which a result may differ from an earlier one and be reported in "
+        "`similar_to`; 0: not even one; `off`: nothing is compared",
+    )
     preview_steps: int = Field(
         default=5, ge=0, description="Steps between two previews of a job; 0: no previews"
     )

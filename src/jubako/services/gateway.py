@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,10 +16,11 @@ from jubako.adapters.store import AdapterStore
 from jubako.catalog import Model, load_catalog
 from jubako.errors import JubakoError
 from jubako.job import Job
+from jubako.jobs.record import Similar
 from jubako.licences import is_accepted, require_known_licences
 from jubako.result import Result
 from jubako.schedulers import scheduler_names
-from jubako.services.access import Access
+from jubako.services.access import Access, owner
 from jubako.services.adapters import add_adapters
 from jubako.services.admission import Admission
 from jubako.services.bodies import (
@@ -39,7 +41,7 @@ from jubako.services.family import KEEP_CONNECTIONS, TIMEOUT_MARGIN
 from jubako.services.fine_tuning import add_fine_tuning
 from jubako.services.headers import BrowserHeaders
 from jubako.services.jobs import add_jobs
-from jubako.services.openai import openai_app
+from jubako.services.openai import openai_app, similar_fields
 from jubako.services.stopping import Farewell, Stopping
 from jubako.services.supervision import supervise
 from jubako.services.videos import add_videos
@@ -157,7 +159,9 @@ def gateway_service(**services: Any) -> Any:
             job = job.model_copy(update={"warnings": (*job.warnings, *warnings)})
             promise = self.families.require_room([job])
             result = await self.families.run(job)
-            return Response(result.content, 200, _headers(job, result, promise), result.content_type)
+            (alike,) = await self.jobs.alike([result], owner())
+            headers = _headers(job, result, promise, alike)
+            return Response(result.content, 200, headers, result.content_type)
 
         @bentoml.on_startup
         async def open_jobs(self) -> None:
@@ -227,7 +231,7 @@ def _alone(job: Job) -> Job:
     return job.model_copy(update={"solid": solid, "warnings": (*job.warnings, told)})
 
 
-def _headers(job: Job, result: Result, promise: float | None) -> dict[str, str]:
+def _headers(job: Job, result: Result, promise: float | None, alike: Sequence[Similar]) -> dict[str, str]:
     timings = result.timings.model_dump() if result.timings else {}
     headers = {
         "X-Seed": str(result.seed),
@@ -237,6 +241,8 @@ def _headers(job: Job, result: Result, promise: float | None) -> dict[str, str]:
     }
     if promise is not None:
         headers["X-Promised-Seconds"] = f"{promise:.1f}"
+    if alike:
+        headers["X-Similar-To"] = json.dumps(similar_fields(alike))
     if job.warnings:
         headers["X-Warnings"] = json.dumps(job.warnings)
     return headers
