@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from checkers import EVERYTHING, write_checker
 from checkpoints import original
-from entries import load, same
+from entries import CPU, load, same
 from hub import ADMITTED, STRANGER, Hub, Repository, hub, sha256
+from PIL import Image
 from pipelines import sd_pipeline
 from program import COMMAND
 from safetensors.torch import save_file
@@ -24,6 +26,7 @@ from server import free_port
 
 from jubako.catalog import Model, load_catalog
 from jubako.weights.components import ComponentStore
+from jubako.weights.safety_checker import load_safety_checker
 from jubako.weights.store import find_overlay, find_weights, read_record, size_on_disk
 
 REPO = "somebody/tiny"
@@ -453,6 +456,24 @@ def test_a_licence_that_is_to_be_accepted_is_before_the_hub_is_asked(
     status, printed = misspelt.pull("sd1.5")
     assert status == 1
     assert "nothing in the catalog is under 'sai-nc-comunity'. Did you mean 'sai-nc-community'?" in printed
+
+
+def test_a_safety_checker_comes_as_safetensors_and_loads(
+    the_hub: Hub, machine: Machine, tmp_path: Path
+) -> None:
+    entry = load_catalog().checkers["safety-checker"]
+    files = {path.name: path.read_bytes() for path in write_checker(tmp_path / "made", EVERYTHING).iterdir()}
+    the_hub.repositories[str(entry.repo)] = Repository(files | {"pytorch_model.bin": b"pickled"})
+    status, printed = machine.pull("safety-checker")
+    assert status == 0, printed
+    assert "creativeml-openrail-m" in printed
+    assert sorted(the_hub.fetched()) == ["config.json", "model.safetensors", "preprocessor_config.json"]
+    assert load_safety_checker(entry, machine.home, CPU).flags([Image.new("RGB", (64, 64))]) == [True]
+    del files["model.safetensors"]
+    the_hub.repositories[str(entry.repo)] = Repository(files | {"pytorch_model.bin": b"pickled"})
+    status, printed = machine.pull("safety-checker")
+    assert status == 1
+    assert "holds no model.safetensors" in printed
 
 
 def test_a_file_of_the_users_gets_configs_and_no_weights(

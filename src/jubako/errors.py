@@ -14,6 +14,7 @@ JubakoError
 ├── ResultGone         410  the result was removed to make room
 ├── TooLarge           413  a file or the whole body is larger than what is taken
 ├── WrongMediaType     415  the body is of a kind that is not read
+├── ContentRefused     422  the safety checker flagged what was drawn
 ├── Overloaded         429  it would wait longer than it may
 ├── Cancelled          499  the client went away or cancelled
 ├── GenerationFailed   500  the engine failed on this job
@@ -35,6 +36,7 @@ from typing import Any, ClassVar
 
 __all__ = [
     "Cancelled",
+    "ContentRefused",
     "FamilyUnavailable",
     "Forbidden",
     "GenerationFailed",
@@ -189,6 +191,14 @@ class WrongMediaType(JubakoError):
     status = 415
     type = "invalid_request_error"
     code = "unsupported_media_type"
+
+
+class ContentRefused(JubakoError):
+    """The safety checker flagged what was drawn, and that is not given out here."""
+
+    status = 422
+    type = "invalid_request_error"
+    code = "content_refused"
 
 
 class Overloaded(JubakoError):

@@ -34,7 +34,7 @@ def require_accepted(name: str, licence: Licence, settings: Settings, otherwise:
 
 def require_known_licences(settings: Settings, catalog: Catalog) -> None:
     """SettingsError when a licence is accepted that nothing in the catalog is under: it is misspelt."""
-    entries = (*catalog, *catalog.adapters.values())
+    entries = (*catalog, *catalog.adapters.values(), *catalog.checkers.values())
     known = {_ALL, *(entry.licence.id for entry in entries)}
     asking = sorted({entry.licence.id for entry in entries if entry.licence.acceptance})
     for licence in settings.accepted_licences:

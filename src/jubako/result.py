@@ -54,6 +54,7 @@ class Result(BaseModel):
 
     ``variants`` are further files by name: a clip's ``thumbnail`` and ``spritesheet``, an object's
     ``turntable`` or ``mesh``. ``fingerprint`` is near for what looks alike; empty where nobody asks for it.
+    ``flagged`` is what the safety checker said; None where none has looked.
 
     No field may be called ``media_type``: BentoML's own attribute of that name would take its place.
     """
@@ -67,6 +68,7 @@ class Result(BaseModel):
     variants: Mapping[str, File] = {}
     timings: Timings | None = None
     fingerprint: str = ""
+    flagged: bool | None = None
     error: Mapping[str, Any] | None = None
 
     @classmethod

@@ -1,4 +1,4 @@
-"""`jubako pull`: fetch a model's weights or an adapter, with its licence first and a progress bar."""
+"""`jubako pull`: fetch a model's weights, an adapter or a checker, with its licence first and a bar."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from jubako.catalog import AdapterEntry, Catalog, Licence, Model, load_catalog
+from jubako.catalog import AdapterEntry, Catalog, CheckerEntry, Licence, Model, load_catalog
 from jubako.cli.parcels import brought, print_licence
 from jubako.errors import UnknownModel, nearest
 from jubako.licences import is_accepted, require_accepted, require_known_licences
@@ -31,7 +31,10 @@ __all__ = ["pull"]
 
 def pull(
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="A name from `jubako models` or `jubako adapters list`.")
+        str,
+        typer.Argument(
+            metavar="NAME", help="A name of `jubako models` or `jubako adapters list`, or safety-checker."
+        ),
     ],
     weights: Annotated[
         WeightsChoice, typer.Option(help="Whose weights: standard, nvidia or amd; `jubako models --weights`.")
@@ -51,6 +54,9 @@ def pull(
     agree = partial(_agree, console, settings, given=accept_licence)
     if (entry := catalog.adapters.get(name)) is not None:
         _pull_adapter(console, entry, settings, weights, agree)
+        return
+    if (checker := catalog.checkers.get(name)) is not None:
+        _pull_checker(console, checker, settings, agree)
         return
     model = _model(catalog, name)
     if weights in {"nvidia", "amd"}:
@@ -77,10 +83,10 @@ def pull(
 def _model(catalog: Catalog, name: str) -> Model:
     if name in catalog.names:
         return catalog.model(name)
-    hint = nearest(name, (*catalog.names, *catalog.adapters))
+    hint = nearest(name, (*catalog.names, *catalog.adapters, *catalog.checkers))
     raise UnknownModel(
         f"there is no {name!r} to pull.{hint} Models: {', '.join(catalog.names)}. "
-        f"Adapters: {', '.join(catalog.adapters)}"
+        f"Adapters: {', '.join(catalog.adapters)}. Safety checkers: {', '.join(catalog.checkers)}"
     )
 
 
@@ -127,6 +133,23 @@ def _pull_adapter(
             parcel = hub.inspect_adapter(entry)
         brought(console, [parcel], lambda report: hub.fetch_adapter(entry, parcel, store, report))
     console.print(f"[green]{entry.name} is ready[/] for {', '.join(entry.base)}", soft_wrap=True)
+
+
+def _pull_checker(
+    console: Console, entry: CheckerEntry, settings: Settings, agree: Callable[[str, Licence], None]
+) -> None:
+    print_licence(console, entry.title, [entry.repo or entry.folder], entry.licence)
+    if entry.repo is None:
+        console.print(f"{entry.name} lies in a folder of yours, not on the hub", soft_wrap=True)
+        return
+    agree(entry.name, entry.licence)
+    with _patient():
+        with console.status("Asking the hub"):
+            from jubako import hub  # as for a model
+
+            shipment = hub.inspect_checker(entry)
+        record = brought(console, shipment.parcels, lambda report: hub.fetch(shipment, settings.home, report))
+    console.print(f"[green]{entry.name} is ready[/] in {escape(str(record.folder))}", soft_wrap=True)
 
 
 @contextmanager

@@ -286,6 +286,7 @@ class Execution:
             timings=result.timings,
             variants=variants,
             fingerprint=result.fingerprint,
+            flagged=result.flagged,
         )
 
     def _compared(self, record: Record, outputs: Sequence[Output]) -> Sequence[Output]:

@@ -60,6 +60,7 @@ class Output(Kept):
     variants: Mapping[str, Kept] = {}
     fingerprint: str = ""
     similar_to: tuple[Similar, ...] = ()
+    flagged: bool | None = None
 
 
 class Training(_Value):

@@ -241,6 +241,8 @@ def _headers(job: Job, result: Result, promise: float | None, alike: Sequence[Si
     }
     if promise is not None:
         headers["X-Promised-Seconds"] = f"{promise:.1f}"
+    if result.flagged is not None:
+        headers["X-Flagged"] = str(result.flagged).lower()
     if alike:
         headers["X-Similar-To"] = json.dumps(similar_fields(alike))
     if job.warnings:

@@ -206,6 +206,7 @@ def _entry(output: Output, content: bytes) -> dict[str, Any]:
         "b64_json": base64.b64encode(content).decode(),
         "seed": output.seed,
         "similar_to": similar_fields(output.similar_to),
+        "flagged": output.flagged,
     }
 
 
@@ -309,6 +310,7 @@ def _described(output: Output, index: int, here: str) -> dict[str, Any]:
         },
         "timings": output.timings.model_dump() if output.timings else None,
         "similar_to": similar_fields(output.similar_to),
+        "flagged": output.flagged,
     }
 
 

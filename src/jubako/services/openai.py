@@ -107,6 +107,7 @@ def picture_fields(result: Result) -> dict[str, Any]:
         "b64_json": base64.b64encode(result.content).decode(),
         "seed": result.seed,
         "timings": {name: round(seconds, 4) for name, seconds in timings.items()},
+        "flagged": result.flagged,
     }
 
 

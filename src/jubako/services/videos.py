@@ -189,5 +189,6 @@ def _video(record: Record) -> dict[str, Any]:
         "error": error and {"code": error["code"], "message": error["message"]},
         "seed": job.seed,
         "similar_to": similar_fields(record.outputs[0].similar_to) if record.outputs else [],
+        "flagged": record.outputs[0].flagged if record.outputs else None,
         "warnings": list(job.warnings),
     }
