@@ -26,6 +26,7 @@ from jubako import errors
 from jubako.catalog import (
     AdapterEntry,
     Batching,
+    CheckerEntry,
     Defaults,
     Family,
     Licence,
@@ -170,6 +171,7 @@ def test_every_key_of_the_catalog_is_described() -> None:
         Family,
         Model,
         AdapterEntry,
+        CheckerEntry,
         Resources,
         Batching,
         Defaults,

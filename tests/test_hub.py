@@ -9,14 +9,16 @@ import re
 import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from checkers import EVERYTHING, write_checker
 from checkpoints import original
-from entries import load, same
+from entries import CPU, load, same
 from hub import ADMITTED, STRANGER, Hub, Repository, hub, sha256
+from PIL import Image
 from pipelines import sd_pipeline
 from program import COMMAND
 from safetensors.torch import save_file
@@ -24,6 +26,7 @@ from server import free_port
 
 from jubako.catalog import Model, load_catalog
 from jubako.weights.components import ComponentStore
+from jubako.weights.safety_checker import load_safety_checker
 from jubako.weights.store import find_overlay, find_weights, read_record, size_on_disk
 
 REPO = "somebody/tiny"
@@ -65,14 +68,14 @@ class Machine:
             **self.environ,
         }
 
-    def start(self, name: str = "sd1.5") -> subprocess.Popen[str]:
-        command = [*COMMAND, "pull", name]
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        command = [*COMMAND, "pull", *(arguments or ("sd1.5",))]
         pipe = subprocess.PIPE
         return subprocess.Popen(command, env=self.environment, stdout=pipe, stderr=pipe, text=True)
 
-    def pull(self, name: str = "sd1.5") -> tuple[int, str]:
+    def pull(self, *arguments: str) -> tuple[int, str]:
         """Exit status and everything that was printed, in one line."""
-        process = self.start(name)
+        process = self.start(*arguments)
         printed = "".join(process.communicate(timeout=120))
         assert "Traceback" not in printed, printed
         return process.returncode, " ".join(printed.split())
@@ -404,7 +407,7 @@ def test_an_original_file_brings_the_autoencoder_too(the_hub: Hub, lightning: Ma
     overlay = {"repo": LIGHTNING, "file": UNET_FILE, "kind": "original"}
     document = {"family": "video", "models": {"sv3d-u": {"weights": {"repo": BASE, "overlay": overlay}}}}
     (lightning.folder / "catalog" / "video.yaml").write_text(json.dumps(document))
-    status, printed = lightning.pull("sv3d-u")
+    status, printed = lightning.pull("sv3d-u", "--accept-licence")
     assert status == 0, printed
     assert set(the_hub.fetched()) == {"model_index.json", UNET_FILE, "unet/config.json", "vae/config.json"}
 
@@ -425,10 +428,52 @@ def test_a_gated_sd3_says_where_to_accept(
     the_hub: Hub, machine: Machine, random_files: dict[str, bytes]
 ) -> None:
     the_hub.repositories["stabilityai/stable-diffusion-3.5-medium"] = Repository(random_files, "gated")
-    status, printed = machine.pull("sd3.5-medium")
+    status, printed = machine.pull("sd3.5-medium", "--accept-licence")
     assert status == 1
     assert "Open https://huggingface.co/stabilityai/stable-diffusion-3.5-medium and accept them" in printed
     assert "HF_TOKEN" in printed
+
+
+def test_a_licence_that_is_to_be_accepted_is_before_the_hub_is_asked(
+    the_hub: Hub, machine: Machine, random_files: dict[str, bytes]
+) -> None:
+    the_hub.repositories["stabilityai/sd-turbo"] = Repository(random_files)
+    licence = machine.entry("sd-turbo").licence
+    status, printed = machine.pull("sd-turbo")
+    assert status == 1
+    assert f"jubako: model: sd-turbo is under the licence {licence.id}" in printed
+    assert licence.url in printed
+    assert "adds sai-nc-community to JUBAKO_ACCEPTED_LICENCES, or pulls it with --accept-licence" in printed
+    assert not the_hub.asked
+    status, printed = machine.pull("sd-turbo", "--accept-licence")
+    assert status == 0, printed
+    assert "To serve it, add sai-nc-community to JUBAKO_ACCEPTED_LICENCES" in printed
+    settled = replace(machine, environ={**machine.environ, "JUBAKO_ACCEPTED_LICENCES": "sai-nc-community"})
+    status, printed = settled.pull("sd-turbo")
+    assert status == 0, printed
+    assert "To serve it" not in printed
+    misspelt = replace(machine, environ={**machine.environ, "JUBAKO_ACCEPTED_LICENCES": "sai-nc-comunity"})
+    status, printed = misspelt.pull("sd1.5")
+    assert status == 1
+    assert "nothing in the catalog is under 'sai-nc-comunity'. Did you mean 'sai-nc-community'?" in printed
+
+
+def test_a_safety_checker_comes_as_safetensors_and_loads(
+    the_hub: Hub, machine: Machine, tmp_path: Path
+) -> None:
+    entry = load_catalog().checkers["safety-checker"]
+    files = {path.name: path.read_bytes() for path in write_checker(tmp_path / "made", EVERYTHING).iterdir()}
+    the_hub.repositories[str(entry.repo)] = Repository(files | {"pytorch_model.bin": b"pickled"})
+    status, printed = machine.pull("safety-checker")
+    assert status == 0, printed
+    assert "creativeml-openrail-m" in printed
+    assert sorted(the_hub.fetched()) == ["config.json", "model.safetensors", "preprocessor_config.json"]
+    assert load_safety_checker(entry, machine.home, CPU).flags([Image.new("RGB", (64, 64))]) == [True]
+    del files["model.safetensors"]
+    the_hub.repositories[str(entry.repo)] = Repository(files | {"pytorch_model.bin": b"pickled"})
+    status, printed = machine.pull("safety-checker")
+    assert status == 1
+    assert "holds no model.safetensors" in printed
 
 
 def test_a_file_of_the_users_gets_configs_and_no_weights(

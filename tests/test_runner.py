@@ -76,6 +76,19 @@ def test_a_job_becomes_a_picture_with_its_seed_and_timings(runner: Runner, catal
     assert runner.loaded == ("tiny-sd",)
 
 
+def test_it_has_a_fingerprint_unless_nothing_is_compared(
+    runner: Runner, catalog: Catalog, settings: Settings
+) -> None:
+    one, other = (asyncio.run(runner.generate(job(catalog, steps=2, seed=seed))) for seed in (7, 8))
+    assert len(one.fingerprint) == len(other.fingerprint) == 16
+    assert one.fingerprint != other.fingerprint
+    careless = Runner(catalog.families["sd"], settings.model_copy(update={"similar_distance": "off"}))
+    try:
+        assert asyncio.run(careless.generate(job(catalog, steps=2))).fingerprint == ""
+    finally:
+        careless.close()
+
+
 def test_progress_is_told_on_the_caller_s_loop(runner: Runner, catalog: Catalog) -> None:
     told: list[Progress] = []
     result = asyncio.run(runner.generate(job(catalog, steps=4), told.append))

@@ -26,6 +26,7 @@ __all__ = [
     "Batching",
     "Catalog",
     "CatalogError",
+    "CheckerEntry",
     "Defaults",
     "Family",
     "Licence",
@@ -60,6 +61,7 @@ class Licence(_Value):
     url: str
     commercial: Literal["yes", "limited", "no"]
     note: str = ""
+    acceptance: bool = Field(default=False, description="Whether whoever serves it has to accept it first")
 
 
 class Defaults(_Value):
@@ -191,6 +193,25 @@ class AdapterEntry(HubFile):
         return {"base": self.base[0], "bases": list(self.base), **fields}
 
 
+class CheckerEntry(_Value):
+    """A safety checker in the layout of Stable Diffusion's own: on the hub, or in a folder."""
+
+    name: str
+    family: str
+    title: str
+    repo: str | None = None
+    revision: str = "main"
+    folder: Path | None = None
+    size_mb: float | None = Field(default=None, gt=0)
+    licence: Licence
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.repo is None) == (self.folder is None):
+            raise ValueError("give one of repo and folder")
+        return self
+
+
 class Resources(_Value):
     """What one replica asks of the machine, in BentoML's words."""
 
@@ -219,6 +240,7 @@ class Family(_Value):
     job_concurrency: int = Field(default=8, gt=0, description="Durable jobs that are run at the same time")
     models: Mapping[str, Model]
     adapters: Mapping[str, AdapterEntry] = Field(default_factory=dict)
+    checkers: Mapping[str, CheckerEntry] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _bases_are_here(self) -> Self:
@@ -237,13 +259,16 @@ class Family(_Value):
 
 
 class Catalog:
-    """Every family, model and adapter, by name."""
+    """Every family, model, adapter and safety checker, by name."""
 
     def __init__(self, families: Mapping[str, Family]) -> None:
         self.families: Mapping[str, Family] = MappingProxyType(dict(families))
         self._models = {model.name: model for family in families.values() for model in family.models.values()}
         self.adapters: Mapping[str, AdapterEntry] = MappingProxyType(
             {name: adapter for family in families.values() for name, adapter in family.adapters.items()}
+        )
+        self.checkers: Mapping[str, CheckerEntry] = MappingProxyType(
+            {name: checker for family in families.values() for name, checker in family.checkers.items()}
         )
 
     def __iter__(self) -> Iterator[Model]:
@@ -338,6 +363,8 @@ def _anchored(document: dict[str, Any], file: Path) -> dict[str, Any]:
             if isinstance(holder, dict) and isinstance(holder.get(key), str):
                 holder[key] = str((file.parent / holder[key]).resolve())
 
+    for checker in document.get("checkers", {}).values():
+        anchor(checker, "folder")
     for entry in document.get("models", {}).values():
         weights = entry.get("weights") if isinstance(entry, dict) else None
         anchor(weights, "folder", "file")
@@ -362,7 +389,7 @@ def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, 
 
 def _family(document: Mapping[str, Any], origin: str) -> Family:
     values = {key: value for key, value in document.items() if key != "family"}
-    for section in ("models", "adapters"):
+    for section in ("models", "adapters", "checkers"):
         if isinstance(entries := values.get(section, {}), dict):
             values[section] = {
                 name: {**entry, "name": name, "family": document["family"]}
@@ -386,8 +413,8 @@ def _has_default(family: Family) -> bool:
 def _refuse_doubles(families: Mapping[str, Family]) -> None:
     seen: dict[str, str] = {}
     for family in families.values():
-        # Both are fetched by their names.
-        for name in (*family.models, *family.adapters):
+        # All are fetched by their names.
+        for name in (*family.models, *family.adapters, *family.checkers):
             if name in seen:
                 raise CatalogError(
                     f"the name {name!r} stands in the catalog twice: in {seen[name]} and {family.name}"

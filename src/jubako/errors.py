@@ -4,6 +4,7 @@ JubakoError
 ├── InvalidRequest     400  a field is wrong; names it and the valid choices
 ├── NoKey              401  an API key is missing, unknown or expired
 ├── Forbidden          403  the key, the address or the page that it comes from may not do this
+├── LicenceNotAccepted 403  the model's licence is to be accepted, which nobody has done here
 ├── UnknownModel       404  no such model in the catalog
 ├── UnknownJob         404  no such job, or its time to be kept is over
 ├── UnknownAdapter     404  no adapter of that name is here
@@ -13,6 +14,7 @@ JubakoError
 ├── ResultGone         410  the result was removed to make room
 ├── TooLarge           413  a file or the whole body is larger than what is taken
 ├── WrongMediaType     415  the body is of a kind that is not read
+├── ContentRefused     422  the safety checker flagged what was drawn
 ├── Overloaded         429  it would wait longer than it may
 ├── Cancelled          499  the client went away or cancelled
 ├── GenerationFailed   500  the engine failed on this job
@@ -34,6 +36,7 @@ from typing import Any, ClassVar
 
 __all__ = [
     "Cancelled",
+    "ContentRefused",
     "FamilyUnavailable",
     "Forbidden",
     "GenerationFailed",
@@ -42,6 +45,7 @@ __all__ = [
     "JobNotDone",
     "JubakoError",
     "KeyReused",
+    "LicenceNotAccepted",
     "ModelNotOnDisk",
     "NoKey",
     "NotFinite",
@@ -107,6 +111,14 @@ class Forbidden(JubakoError):
     status = 403
     type = "permission_error"
     code = "forbidden"
+
+
+class LicenceNotAccepted(JubakoError):
+    """The model's licence is one that whoever serves it has to accept, and has not."""
+
+    status = 403
+    type = "permission_error"
+    code = "licence_not_accepted"
 
 
 class UnknownModel(JubakoError):
@@ -179,6 +191,14 @@ class WrongMediaType(JubakoError):
     status = 415
     type = "invalid_request_error"
     code = "unsupported_media_type"
+
+
+class ContentRefused(JubakoError):
+    """The safety checker flagged what was drawn, and that is not given out here."""
+
+    status = 422
+    type = "invalid_request_error"
+    code = "content_refused"
 
 
 class Overloaded(JubakoError):

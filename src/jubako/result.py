@@ -53,7 +53,8 @@ class Result(BaseModel):
     """The file of one job, or its error in the shape that clients see.
 
     ``variants`` are further files by name: a clip's ``thumbnail`` and ``spritesheet``, an object's
-    ``turntable`` or ``mesh``.
+    ``turntable`` or ``mesh``. ``fingerprint`` is near for what looks alike; empty where nobody asks for it.
+    ``flagged`` is what the safety checker said; None where none has looked.
 
     No field may be called ``media_type``: BentoML's own attribute of that name would take its place.
     """
@@ -66,6 +67,8 @@ class Result(BaseModel):
     content: bytes = b""
     variants: Mapping[str, File] = {}
     timings: Timings | None = None
+    fingerprint: str = ""
+    flagged: bool | None = None
     error: Mapping[str, Any] | None = None
 
     @classmethod

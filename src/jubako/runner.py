@@ -14,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from time import perf_counter
+from typing import Any
 
 import torch
 from PIL import Image
@@ -21,6 +22,7 @@ from PIL import Image
 from jubako import metrics
 from jubako.catalog import Family
 from jubako.engine.batcher import StepBatcher
+from jubako.engine.fingerprint import fingerprint
 from jubako.engine.samples import Sample
 from jubako.engine.soundness import sound
 from jubako.engine.ticket import Ticket, failure_of
@@ -35,6 +37,7 @@ from jubako.memory import default_budget, freeze, out_of_memory, tried_twice
 from jubako.probe import own_signals
 from jubako.residency import Lease, Residence, Residency, located
 from jubako.result import Progress, Result, Timings
+from jubako.safety import screen_for
 from jubako.settings import Settings, SettingsError
 from jubako.weights.selection import Choice
 from jubako.weights.store import read_record
@@ -75,6 +78,8 @@ class Runner:
         self.settings = settings
         here = machine(own_signals())
         self.device = torch.device(require_device(here, settings.device))
+        # Before it is measured what memory is free for models.
+        self._screen = screen_for(family, settings, self.device)
         self.batcher = StepBatcher(_Meter(family.name))
         acceleration = _acceleration(settings, self.device)
         self._effects = ExitStack()
@@ -132,7 +137,9 @@ class Runner:
         A durable job may take longer, and tells of its progress with previews.
         """
         run = self._run_in_worker if self.family.models[job.model].weights.worker else self._run
-        ticket = self._ticket(job, on_progress, self.settings.preview_steps if durable else 0)
+        # A preview of what is not to be seen would show it.
+        shown = durable and not (self._screen and self._screen.hides)
+        ticket = self._ticket(job, on_progress, self.settings.preview_steps if shown else 0)
         seconds = self.settings.job_timeout if durable else self.settings.timeout
         failure: JubakoError
         try:
@@ -243,8 +250,18 @@ class Runner:
         began = perf_counter()
         record = read_record(self.settings.home, self.family.models[job.model])
         facts = {"commit": record.commit if record else None}
-        finished = tried_twice(lambda: model.finish(sound(sample, decoded, job.model), job, facts))
-        return _result(job, finished, timings.model_copy(update={"encoded": perf_counter() - began}))
+
+        def finish() -> tuple[Finished, dict[str, Any]]:
+            drawn, flagged = sound(sample, decoded, job.model), None
+            if self._screen is not None:
+                drawn, flagged = self._screen.screened(drawn)
+            compared = self.settings.similar_distance != "off"
+            looks = {"fingerprint": fingerprint(drawn) if compared else "", "flagged": flagged}
+            return model.finish(drawn, job, facts), looks
+
+        finished, looks = tried_twice(finish)
+        spent = timings.model_copy(update={"encoded": perf_counter() - began})
+        return _result(job, finished, spent).model_copy(update=looks)
 
 
 def _count(job: Job, result: Result) -> None:

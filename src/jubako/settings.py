@@ -102,6 +102,11 @@ class Settings(BaseModel):
     default_model: str | None = Field(
         default=None, description="The model of a request that names none; unset: the catalog's default"
     )
+    accepted_licences: Annotated[tuple[str, ...], BeforeValidator(_words)] = Field(
+        default=(),
+        description="Licences that you have read and accept, by their ids in `jubako models`, separated by "
+        "commas; `all`: every one",
+    )
     batching: Literal["step", "request"] | None = Field(
         default=None, description="`step` or `request` batching for every family; unset: the catalog's choice"
     )
@@ -193,6 +198,23 @@ class Settings(BaseModel):
     )
     keep_bytes: Annotated[PositiveInt, BeforeValidator(_bytes)] = Field(
         default=20 * 10**9, description="Size of all files of jobs, as `20GB`; past it the oldest go first"
+    )
+    safety: Literal["off", "flag", "blur", "refuse"] = Field(
+        default="off",
+        description="What is done about pictures that the safety checker flags: `flag` them in the answer, "
+        "`blur` or `refuse` them; `off`: nobody looks",
+    )
+    safety_checker: str = Field(
+        default="safety-checker",
+        description="A checker of the catalog, which is to be pulled, or your own as `module:function`",
+    )
+    safety_frames: PositiveInt = Field(
+        default=5, description="Of so many frames of a clip the safety checker looks at one, and at the last"
+    )
+    similar_distance: Annotated[int, Field(ge=0, le=64)] | Literal["off"] = Field(
+        default=4,
+        description="Bits of 64 by which a result may differ from an earlier one and be reported in "
+        "`similar_to`; 0: not even one; `off`: nothing is compared",
     )
     preview_steps: int = Field(
         default=5, ge=0, description="Steps between two previews of a job; 0: no previews"

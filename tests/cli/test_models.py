@@ -46,7 +46,18 @@ def test_json_tells_what_the_embedded_model_is(tmp_path: Path) -> None:
     assert tiny["family"] == "sd"
     assert tiny["default"] is True
     assert tiny["on_disk"] is True
-    assert tiny["licence"] == load_catalog().model("tiny-sd").licence.model_dump()
+    assert tiny["licence"] == load_catalog().model("tiny-sd").licence.model_dump() | {"accepted": True}
+
+
+def test_licences_that_nobody_has_accepted_are_marked_with_their_links(tmp_path: Path) -> None:
+    for accepted in ("", "sai-nc-community"):
+        done = jubako("models", tmp_path=tmp_path, JUBAKO_ACCEPTED_LICENCES=accepted)
+        rows = {row[0]: row for line in done.stdout.splitlines() if (row := line.split())}
+        assert ("!" in rows["sd-turbo"]) == (not accepted)
+        assert "!" in rows["sd3.5-large"]
+        assert "!" not in rows["sdxl"]
+        large = load_catalog().model("sd3.5-large").licence
+        assert rows[large.id][1].startswith("https://huggingface.co/stabilityai/")
 
 
 def test_a_server_tells_what_it_has_in_memory(tmp_path: Path, server: Server) -> None:
@@ -63,7 +74,8 @@ def test_the_table_of_a_terminal_fits_it(tmp_path: Path, columns: int, *, has_fa
     done = jubako("models", tmp_path=tmp_path, columns=columns, TTY_COMPATIBLE="1", TERM="xterm")
     plain = re.sub(r"\x1b\]8;[^\x1b]*\x1b\\|\x1b\[[0-9;]*m", "", done.stdout)
     lines = [line.rstrip() for line in plain.splitlines()]
-    assert max(map(len, lines)) <= columns
+    # An address is not broken, so that it can be clicked on and copied.
+    assert max(len(line) for line in lines if "https://" not in line) <= columns
     assert "…" not in plain
     assert lines[0].split()[0] == "Model"
     assert ("Family" in lines[0]) == has_family

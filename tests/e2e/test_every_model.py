@@ -121,7 +121,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     catalog.mkdir()
     for name, document in documents.items():
         (catalog / f"{name}.yaml").write_text(yaml.safe_dump(document))
-    with serving(folder / "server", JUBAKO_CATALOG=str(catalog)) as server:
+    with serving(folder / "server", JUBAKO_CATALOG=str(catalog), JUBAKO_ACCEPTED_LICENCES="all") as server:
         yield server
 
 

@@ -64,7 +64,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, worker: str) -> Iterator[Se
     catalog.mkdir()
     (catalog / "mesh.yaml").write_text(yaml.safe_dump({"family": "mesh", "models": models}))
     own: dict[str, Any] = {"JUBAKO_FAMILIES": "sd,video,mesh", "JUBAKO_CATALOG": str(catalog)}
-    with serving(folder / "server", **own) as server:
+    with serving(folder / "server", JUBAKO_ACCEPTED_LICENCES="stabilityai-community", **own) as server:
         yield server
 
 

@@ -98,12 +98,32 @@ def test_both_routes_give_the_same_picture_for_the_same_job(server: Server) -> N
     assert native.tobytes() == decoded(reply["data"][0]["b64_json"]).tobytes()
 
 
+@pytest.mark.parametrize("route", [*ROUTES, "/v1/jobs", "/v1/images/compare"])
+def test_a_model_whose_licence_nobody_accepted_is_refused_with_its_link(server: Server, route: str) -> None:
+    own = {"task": "txt2img"} if route == "/v1/jobs" else {}
+    chosen = {"models": ["tiny-sd", "sd-turbo"]} if route.endswith("compare") else {"model": "sd-turbo"}
+    reply = server.post(route, {"prompt": "a red circle", **own, **chosen})
+    error = reply.json()["error"]
+    assert (reply.status_code, error["code"], error["param"]) == (403, "licence_not_accepted", "model")
+    for told in (
+        "sai-nc-community",
+        load_catalog().model("sd-turbo").licence.url,
+        "JUBAKO_ACCEPTED_LICENCES",
+    ):
+        assert told in error["message"]
+
+
 def test_models_are_listed_in_openai_s_shape_with_licences_and_limits(client: openai.OpenAI) -> None:
     listed = {model.id: model.model_dump() for model in client.models.list()}
     assert list(listed) == list(load_catalog().only(("sd",)).names)
     assert listed["tiny-sd"]["on_disk"] is True
     assert listed["sd1.5"]["on_disk"] is False
     assert listed["sd-turbo"]["licence"]["commercial"] == "no"
+    asked = {
+        name: (entry["licence"]["acceptance"], entry["licence"]["accepted"]) for name, entry in listed.items()
+    }
+    assert asked["tiny-sd"] == asked["sd1.5"] == (False, True)
+    assert asked["sd-turbo"] == (True, False)
     one = client.models.retrieve("tiny-sd").model_dump()
     assert one["limits"] == listed["tiny-sd"]["limits"]
 

@@ -14,7 +14,8 @@ from rich.text import Text
 from jubako.catalog import Catalog, Model, load_catalog
 from jubako.cli.server import listed
 from jubako.cli.weight_matrix import show_weights
-from jubako.settings import load_settings
+from jubako.licences import is_accepted
+from jubako.settings import Settings, load_settings
 from jubako.weights.store import size_on_disk
 
 __all__ = ["models"]
@@ -29,6 +30,8 @@ ROOMY_COLUMNS = 94
 LICENCE_WIDTH = 21
 
 COMMERCIAL = {"yes": "green", "limited": "yellow", "no": "red"}
+
+TO_ACCEPT = " !"
 
 
 def models(
@@ -55,23 +58,36 @@ def models(
     served = listed(url.rstrip("/")) if url else {}
     states = {name: _state(size, served.get(name)) for name, size in sizes.items()}
     if as_json:
-        entries = [_entry(model, sizes[model.name]) | {"state": states[model.name]} for model in catalog]
+        entries = [
+            _entry(model, sizes[model.name], settings) | {"state": states[model.name]} for model in catalog
+        ]
         print(json.dumps(entries, indent=1))
         return
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = max(console.width, PIPED_COLUMNS)
-    console.print(_table(catalog, sizes, states, roomy=console.width >= ROOMY_COLUMNS))
+    unaccepted = {model.name: model.licence for model in catalog if not is_accepted(model.licence, settings)}
+    roomy = console.width >= ROOMY_COLUMNS
+    console.print(_table(catalog, sizes, states, frozenset(unaccepted), roomy=roomy))
     console.print(_legend(catalog, sizes), style="dim")
+    if unaccepted:
+        console.print(_ABOUT_ACCEPTANCE, style="yellow", soft_wrap=True)
+        for licence, link in {licence.id: licence.url for licence in unaccepted.values()}.items():
+            console.print(f"  {licence}  {link}", style="yellow", soft_wrap=True)
 
 
-def _entry(model: Model, size: int | None) -> dict[str, Any]:
+_ABOUT_ACCEPTANCE = f"""
+{TO_ACCEPT.strip()} refused until its licence is accepted: read it, then add it to
+JUBAKO_ACCEPTED_LICENCES:"""
+
+
+def _entry(model: Model, size: int | None, settings: Settings) -> dict[str, Any]:
     return {
         "name": model.name,
         "title": model.title,
         "family": model.family,
         "tasks": model.tasks,
-        "licence": model.licence.model_dump(),
+        "licence": model.licence.model_dump() | {"accepted": is_accepted(model.licence, settings)},
         "gated": model.gated,
         "default": model.default,
         "repo": model.weights.repo,
@@ -92,7 +108,12 @@ def _state(size: int | None, served: Mapping[str, Any] | None) -> str:
 
 
 def _table(
-    catalog: Catalog, sizes: Mapping[str, int | None], states: Mapping[str, str], *, roomy: bool
+    catalog: Catalog,
+    sizes: Mapping[str, int | None],
+    states: Mapping[str, str],
+    unaccepted: frozenset[str],
+    *,
+    roomy: bool,
 ) -> Table:
     table = Table(box=None, header_style="bold", padding=(0, 2 if roomy else 1, 0, 0))
     headers = ["Model", "Family", "Tasks", "Licence", "Commercial", "Gated", "GB", "State"]
@@ -107,12 +128,14 @@ def _table(
                 justify="right" if header == "GB" else "left",
             )
     for model in catalog:
-        cells = zip(headers, _cells(model, sizes[model.name], states[model.name]), strict=True)
+        name = model.name
+        row = _cells(model, sizes[name], states[name], accepted=name not in unaccepted)
+        cells = zip(headers, row, strict=True)
         table.add_row(*(cell for header, cell in cells if header not in left_out))
     return table
 
 
-def _cells(model: Model, size: int | None, state: str) -> tuple[Text, ...]:
+def _cells(model: Model, size: int | None, state: str, *, accepted: bool) -> tuple[Text, ...]:
     is_here = state != "-"
     commercial = model.licence.commercial
     return (
@@ -120,7 +143,7 @@ def _cells(model: Model, size: int | None, state: str) -> tuple[Text, ...]:
         Text(model.family),
         Text(", ".join(model.tasks)),
         Text(model.licence.id, style=f"link {model.licence.url}"),
-        Text(commercial, style=COMMERCIAL[commercial]),
+        Text(commercial + ("" if accepted else TO_ACCEPT), style=COMMERCIAL[commercial]),
         Text("gated" if model.gated else "-", style="yellow" if model.gated else "dim"),
         Text(f"{size / 1e9:.2f}") if size is not None else Text(f"~{model.memory_gb:.2f}", style="dim"),
         Text(state, style="green" if is_here else "dim"),

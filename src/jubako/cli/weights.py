@@ -1,10 +1,12 @@
-"""`jubako pull`: fetch a model's weights or an adapter, with its licence first and a progress bar."""
+"""`jubako pull`: fetch a model's weights, an adapter or a checker, with its licence first and a bar."""
 
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,9 +14,10 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from jubako.catalog import AdapterEntry, Catalog, Model, load_catalog
+from jubako.catalog import AdapterEntry, Catalog, CheckerEntry, Licence, Model, load_catalog
 from jubako.cli.parcels import brought, print_licence
 from jubako.errors import UnknownModel, nearest
+from jubako.licences import is_accepted, require_accepted, require_known_licences
 from jubako.settings import Settings, load_settings
 from jubako.weight_sets import GraphSet, Vendor, WeightsChoice
 from jubako.weights.layout import PullFailed
@@ -28,7 +31,10 @@ __all__ = ["pull"]
 
 def pull(
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="A name from `jubako models` or `jubako adapters list`.")
+        str,
+        typer.Argument(
+            metavar="NAME", help="A name of `jubako models` or `jubako adapters list`, or safety-checker."
+        ),
     ],
     weights: Annotated[
         WeightsChoice, typer.Option(help="Whose weights: standard, nvidia or amd; `jubako models --weights`.")
@@ -36,18 +42,27 @@ def pull(
     precision: Annotated[
         str | None, typer.Option(help="In which precision, where a vendor has several; without it the first.")
     ] = None,
+    accept_licence: Annotated[
+        bool, typer.Option("--accept-licence", help="You have read the licence and accept it.")
+    ] = False,
 ) -> None:
     """Fetch weights or an adapter from the Hugging Face hub; an interrupted pull goes on where it was."""
     settings = load_settings()
     catalog = load_catalog(settings.catalog)
+    require_known_licences(settings, catalog)
     console = Console(highlight=False)
+    agree = partial(_agree, console, settings, given=accept_licence)
     if (entry := catalog.adapters.get(name)) is not None:
-        _pull_adapter(console, entry, settings, weights)
+        _pull_adapter(console, entry, settings, weights, agree)
+        return
+    if (checker := catalog.checkers.get(name)) is not None:
+        _pull_checker(console, checker, settings, agree)
         return
     model = _model(catalog, name)
     if weights in {"nvidia", "amd"}:
         graphs = _graph_set(model, weights, precision)
         _print_licence(console, model, graphs)
+        agree(model.name, model.licence)
         with _patient():
             _fetch(console, model, settings, lambda hub: hub.inspect_graphs(model, weights, graphs))
         return
@@ -59,6 +74,7 @@ def pull(
     if _is_pinned_and_here(model, settings):
         console.print(f"{model.name} is on disk already, at its pinned commit", soft_wrap=True)
         return
+    agree(model.name, model.licence)
     models = catalog.families[model.family].models
     with _patient():
         _fetch(console, model, settings, lambda hub: hub.inspect(model, settings.home, models))
@@ -67,14 +83,31 @@ def pull(
 def _model(catalog: Catalog, name: str) -> Model:
     if name in catalog.names:
         return catalog.model(name)
-    hint = nearest(name, (*catalog.names, *catalog.adapters))
+    hint = nearest(name, (*catalog.names, *catalog.adapters, *catalog.checkers))
     raise UnknownModel(
         f"there is no {name!r} to pull.{hint} Models: {', '.join(catalog.names)}. "
-        f"Adapters: {', '.join(catalog.adapters)}"
+        f"Adapters: {', '.join(catalog.adapters)}. Safety checkers: {', '.join(catalog.checkers)}"
     )
 
 
-def _pull_adapter(console: Console, entry: AdapterEntry, settings: Settings, weights: WeightsChoice) -> None:
+def _agree(console: Console, settings: Settings, name: str, licence: Licence, *, given: bool) -> None:
+    """Ask whether the licence is accepted, where nobody has said so; LicenceNotAccepted where it is not."""
+    if is_accepted(licence, settings):
+        return
+    if not given:
+        asked = console.is_terminal and sys.stdin.isatty()
+        if not (asked and typer.confirm(f"Have you read {licence.id}, and do you accept it?")):
+            require_accepted(name, licence, settings, ", or pulls it with --accept-licence")
+    console.print(f"To serve it, add {licence.id} to JUBAKO_ACCEPTED_LICENCES as well", style="yellow")
+
+
+def _pull_adapter(
+    console: Console,
+    entry: AdapterEntry,
+    settings: Settings,
+    weights: WeightsChoice,
+    agree: Callable[[str, Licence], None],
+) -> None:
     if weights != "standard":
         raise PullFailed(
             f"weights: {entry.name} is an adapter, of which there is one file; leave --weights out"
@@ -92,6 +125,7 @@ def _pull_adapter(console: Console, entry: AdapterEntry, settings: Settings, wei
         )
         return
     store.require_free(entry.name)
+    agree(entry.name, entry.licence)
     with _patient():
         with console.status("Asking the hub"):
             from jubako import hub  # as for a model
@@ -99,6 +133,23 @@ def _pull_adapter(console: Console, entry: AdapterEntry, settings: Settings, wei
             parcel = hub.inspect_adapter(entry)
         brought(console, [parcel], lambda report: hub.fetch_adapter(entry, parcel, store, report))
     console.print(f"[green]{entry.name} is ready[/] for {', '.join(entry.base)}", soft_wrap=True)
+
+
+def _pull_checker(
+    console: Console, entry: CheckerEntry, settings: Settings, agree: Callable[[str, Licence], None]
+) -> None:
+    print_licence(console, entry.title, [entry.repo or entry.folder], entry.licence)
+    if entry.repo is None:
+        console.print(f"{entry.name} lies in a folder of yours, not on the hub", soft_wrap=True)
+        return
+    agree(entry.name, entry.licence)
+    with _patient():
+        with console.status("Asking the hub"):
+            from jubako import hub  # as for a model
+
+            shipment = hub.inspect_checker(entry)
+        record = brought(console, shipment.parcels, lambda report: hub.fetch(shipment, settings.home, report))
+    console.print(f"[green]{entry.name} is ready[/] in {escape(str(record.folder))}", soft_wrap=True)
 
 
 @contextmanager

@@ -1,6 +1,14 @@
 """Fetching of weights: from repositories on the Hugging Face hub into the ordinary Hugging Face cache."""
 
-from jubako.hub.shipment import Parcel, RemoteFile, Shipment, inspect, inspect_adapter, inspect_graphs
+from jubako.hub.shipment import (
+    Parcel,
+    RemoteFile,
+    Shipment,
+    inspect,
+    inspect_adapter,
+    inspect_checker,
+    inspect_graphs,
+)
 from jubako.hub.transfer import fetch, fetch_adapter
 
 __all__ = [
@@ -11,5 +19,6 @@ __all__ = [
     "fetch_adapter",
     "inspect",
     "inspect_adapter",
+    "inspect_checker",
     "inspect_graphs",
 ]

@@ -13,11 +13,18 @@ from huggingface_hub import HfApi, constants, hf_hub_download
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import disable_progress_bars, logging
 
-from jubako.catalog import AdapterEntry, Model, Overlay
+from jubako.catalog import AdapterEntry, CheckerEntry, Model, Overlay
 from jubako.hub.reasons import explained
 from jubako.weight_sets import GraphSet, Vendor
 from jubako.weights.graphs.store import GraphRecord, left_to_pytorch
-from jubako.weights.layout import INDEX, PullFailed, choose_files, choose_graphs, components
+from jubako.weights.layout import (
+    CHECKER_FILES,
+    INDEX,
+    PullFailed,
+    choose_files,
+    choose_graphs,
+    components,
+)
 from jubako.weights.siblings import siblings
 from jubako.weights.store import (
     OverlayRecord,
@@ -27,7 +34,16 @@ from jubako.weights.store import (
     require_weights,
 )
 
-__all__ = ["Parcel", "RemoteFile", "Shipment", "inspect", "inspect_adapter", "inspect_graphs", "size_of"]
+__all__ = [
+    "Parcel",
+    "RemoteFile",
+    "Shipment",
+    "inspect",
+    "inspect_adapter",
+    "inspect_checker",
+    "inspect_graphs",
+    "size_of",
+]
 
 ASK_SECONDS = 20
 
@@ -161,6 +177,21 @@ def inspect_adapter(entry: AdapterEntry) -> Parcel:
     _quiet()
     parcel, _ = _one_file(entry.repo, entry.revision, entry.file)
     return parcel
+
+
+def inspect_checker(entry: CheckerEntry) -> Shipment:
+    """Ask the hub which commit a safety checker's revision is now, and for the three files of it."""
+    _quiet()
+    repo = str(entry.repo)
+    with explained(repo, entry.revision):
+        commit, remote = _listing(repo, entry.revision)
+    for name in CHECKER_FILES:
+        if name not in remote:
+            raise PullFailed(f"{repo} holds no {name}: it is no safety checker as safetensors")
+    parcel = Parcel(repo, commit, tuple(remote[name] for name in CHECKER_FILES))
+    files = {file.name: file.size for file in parcel.files}
+    record = WeightRecord(model=entry.name, repo=repo, commit=commit, folder=parcel.folder, files=files)
+    return Shipment((parcel,), record)
 
 
 def _record(model: Model, parcel: Parcel) -> WeightRecord:

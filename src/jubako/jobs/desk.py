@@ -20,9 +20,11 @@ from jubako.jobs.durable import DurableQueue
 from jubako.jobs.execution import Engine, Execution, Trainings
 from jubako.jobs.lease import Lease, take_name
 from jubako.jobs.ledger import Ledger
-from jubako.jobs.record import ENDED, TRAINING, Event, Kept, Record, Training, Work
+from jubako.jobs.record import ENDED, TRAINING, Event, Kept, Record, Similar, Training, Work
+from jubako.jobs.similarity import Printed, Similarity
 from jubako.jobs.store import FileStore
 from jubako.jobs.tables import database_url, open_database
+from jubako.result import Result
 from jubako.settings import Settings
 
 __all__ = ["JobDesk"]
@@ -54,11 +56,14 @@ class JobDesk:
         self._bells: dict[str, set[asyncio.Event]] = {}
         # Of its own, so that a poll never waits for a picture that is being decoded.
         self._threads = ThreadPoolExecutor(THREADS, "jobs")
+        distance = settings.similar_distance
+        self._similarity = None if distance == "off" else Similarity(database, distance)
         self._execution = Execution(
             self._ledger,
             self.store,
             engine,
             trainings,
+            self._similarity,
             timeout=settings.job_timeout,
             call=self._call,
             ring=self._ring,
@@ -230,6 +235,23 @@ class JobDesk:
             raise ResultGone("the result's file is gone") from error
         return content
 
+    async def alike(self, results: Sequence[Result], owner: str) -> list[tuple[Similar, ...]]:
+        """What of the owner's earlier results those are very like that are answered at once.
+
+        They are remembered as well, without a wait for it.
+        """
+        if self._similarity is None or not all(result.fingerprint for result in results):
+            return [()] * len(results)
+        prints = [Printed(result.job_id, 0, result.fingerprint) for result in results]
+        try:
+            found: list[tuple[Similar, ...]] = await self._call(self._similarity.near, owner, prints)
+        except Exception:
+            # Nobody is refused a picture for it.
+            logger.exception("results could not be compared with earlier ones")
+            return [()] * len(results)
+        self._threads.submit(self._similarity.note, owner, prints)
+        return found
+
     async def missed(self, job_id: str, after: int) -> bool:
         """Whether anything has happened to the job behind the event of that number."""
         return bool(await self._call(self._ledger.events, job_id, after, 1))
@@ -366,6 +388,8 @@ class JobDesk:
         while old := self._ledger.ended_before(time.time() - 86400 * self._settings.keep_days):
             self._forget(old)
         self._ledger.expire_past(self._settings.keep_bytes)
+        if self._similarity is not None:
+            self._similarity.sweep(time.time() - 86400 * self._settings.keep_days)
         self._trainings.sweep([record.id for record in self._ledger.unfinished()])
         self.store.sweep(self._ledger.referred())
 

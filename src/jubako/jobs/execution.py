@@ -15,6 +15,7 @@ from jubako.errors import Cancelled, FamilyUnavailable, GenerationFailed, Jubako
 from jubako.job import Job
 from jubako.jobs.ledger import Advance, Ledger
 from jubako.jobs.record import Kept, Output, Record, Training, stages_of
+from jubako.jobs.similarity import Printed, Similarity
 from jubako.jobs.store import FileStore
 from jubako.pictures import started_from
 from jubako.result import Progress, Result
@@ -72,12 +73,14 @@ class Execution:
         store: FileStore,
         engine: Engine,
         trainings: Trainings,
+        similarity: Similarity | None = None,
         *,
         timeout: float,
         call: Call,
         ring: Callable[[str], None],
     ) -> None:
         self._ledger, self._store, self._engine, self._trainings = ledger, store, engine, trainings
+        self._similarity = similarity
         self._timeout = timeout
         self._call = call
         self._ring = ring
@@ -201,7 +204,10 @@ class Execution:
             if record.id in self._stopping:
                 await self._cancel(jobs)
             raise
-        return await self._held(record, [task.result() for task in tasks])
+        outputs = [task.result() for task in tasks]
+        if stage + 1 == len(stages_of(record.work)):
+            outputs = await self._call(self._compared, record, outputs)
+        return await self._held(record, outputs)
 
     async def _trained(self, record: Record, training: Training) -> dict[str, Any]:
         """No limit of time: it takes what it was asked to, and can be cancelled."""
@@ -274,7 +280,26 @@ class Execution:
 
         variants = {name: kept(file.content, file.content_type) for name, file in result.variants.items()}
         main = kept(result.content, result.content_type)
-        return Output(**main.model_dump(), seed=result.seed, timings=result.timings, variants=variants)
+        return Output(
+            **main.model_dump(),
+            seed=result.seed,
+            timings=result.timings,
+            variants=variants,
+            fingerprint=result.fingerprint,
+            flagged=result.flagged,
+        )
+
+    def _compared(self, record: Record, outputs: Sequence[Output]) -> Sequence[Output]:
+        """The outputs with what they are very like of what their owner had made before."""
+        if self._similarity is None or not all(output.fingerprint for output in outputs):
+            return outputs
+        prints = [Printed(record.id, index, output.fingerprint) for index, output in enumerate(outputs)]
+        found = self._similarity.near(record.owner or "", prints)
+        self._similarity.note(record.owner or "", prints)
+        return [
+            output.model_copy(update={"similar_to": similar})
+            for output, similar in zip(outputs, found, strict=True)
+        ]
 
 
 class _Meter:

@@ -21,6 +21,7 @@ _RECENT = 20
 _AT_ONCE = 500
 
 _jobs, _events, _files = tables.jobs.c, tables.events.c, tables.files.c
+_prints = tables.prints.c
 _NOT_ENDED = _jobs.state.notin_(ENDED)
 
 
@@ -211,7 +212,7 @@ class Ledger:
     def forget(self, job_ids: Sequence[str]) -> None:
         """Remove all that is recorded of these jobs."""
         with self._engine.begin() as connection:
-            for column in (_files.job_id, _events.job_id, _jobs.id):
+            for column in (_files.job_id, _prints.job_id, _events.job_id, _jobs.id):
                 connection.execute(sa.delete(column.table).where(column.in_(job_ids)))
 
     def expire_past(self, limit: int) -> int:
@@ -229,7 +230,8 @@ class Ledger:
                 total += size
                 if total > limit:
                     expired.append(job_id)
-            connection.execute(sa.delete(tables.files).where(_files.job_id.in_(expired)))
+            for column in (_files.job_id, _prints.job_id):
+                connection.execute(sa.delete(column.table).where(column.in_(expired)))
             connection.execute(sa.update(tables.jobs).where(_jobs.id.in_(expired)).values(expired=True))
         return len(expired)
 

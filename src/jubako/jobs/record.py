@@ -18,6 +18,7 @@ __all__ = [
     "Kept",
     "Output",
     "Record",
+    "Similar",
     "Stage",
     "Training",
     "Work",
@@ -43,12 +44,23 @@ class Kept(_Value):
     bytes: int
 
 
+class Similar(_Value):
+    """An earlier result that one is very like: its job, its number there, the bits in which they differ."""
+
+    id: str
+    index: int
+    distance: int
+
+
 class Output(Kept):
     """One picture, clip or object of a job's result."""
 
     seed: int
     timings: Timings | None = None
     variants: Mapping[str, Kept] = {}
+    fingerprint: str = ""
+    similar_to: tuple[Similar, ...] = ()
+    flagged: bool | None = None
 
 
 class Training(_Value):

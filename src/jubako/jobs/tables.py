@@ -8,7 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import event
 
-__all__ = ["database_url", "events", "files", "gateways", "jobs", "metadata", "open_database"]
+__all__ = ["database_url", "events", "files", "gateways", "jobs", "metadata", "open_database", "prints"]
 
 BUSY_SECONDS = 30
 
@@ -59,6 +59,22 @@ files = sa.Table(
     sa.Column("digest", sa.Text, primary_key=True),
     sa.Column("bytes", sa.BigInteger, nullable=False),
     sa.Index("jubako_files_by_digest", "digest"),
+)
+
+# Of each picture and clip what it looks like; also of those that were answered at once, which are in no job.
+prints = sa.Table(
+    "jubako_prints",
+    metadata,
+    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
+    sa.Column("owner", sa.Text, nullable=False),
+    sa.Column("job_id", sa.Text, nullable=False),
+    sa.Column("number", sa.Integer, nullable=False),
+    sa.Column("print", sa.Text, nullable=False),
+    sa.Column("at", sa.Double, nullable=False),
+    sa.Index("jubako_prints_of_owner", "owner", "id"),
+    sa.Index("jubako_prints_of_job", "job_id"),
+    # As of events: what was read already is known by the number of the last.
+    sqlite_autoincrement=True,
 )
 
 gateways = sa.Table(

@@ -13,6 +13,7 @@ from jubako.compare import Cell, Comparison, plan_comparison
 from jubako.errors import FamilyUnavailable, InvalidRequest
 from jubako.images import ImagesRequest, plan_images
 from jubako.job import Job
+from jubako.licences import require_accepted
 from jubako.planning import AnyRequest, plan
 from jubako.settings import Settings
 
@@ -47,6 +48,7 @@ class Admission:
     ) -> None:
         """``catalog`` is what is served here; ``known`` has the other families too."""
         self._catalog, self._known = catalog, known
+        self._settings = settings
         self._default_model = settings.default_model
         self._adapters = adapters
         self._served = served
@@ -60,7 +62,7 @@ class Admission:
         if not durable:
             self._glance(request)
         job = await self._planned(plan, request)
-        self.require_served(job)
+        self._require_allowed(job)
         if not durable:
             self._room.require_room([job])
         return await asyncio.to_thread(self._bound, job, request)
@@ -69,7 +71,7 @@ class Admission:
         """The jobs of one of OpenAI's requests for pictures."""
         self._glance(request)
         jobs = await self._planned(plan_images, request)
-        self.require_served(jobs[0])
+        self._require_allowed(jobs[0])
         self._room.require_room(jobs)
         return await asyncio.to_thread(lambda: [self._bound(job, request) for job in jobs])
 
@@ -77,21 +79,28 @@ class Admission:
         """The jobs of a comparison, a row a model."""
         rows = await asyncio.to_thread(plan_comparison, request, self._catalog)
         for row in rows:
-            self.require_served(row[0].job)
+            self._require_allowed(row[0].job)
         return await asyncio.to_thread(
             lambda: [[replace(cell, job=self._bound(cell.job, request)) for cell in row] for row in rows]
         )
 
-    def require_served(self, job: Job) -> None:
-        """Refuse a job of a family that this gateway does not reach."""
+    def require_accepted(self, model: str) -> None:
+        """Refuse a model whose licence nobody has accepted here."""
+        require_accepted(model, self._catalog.model(model).licence, self._settings)
+
+    def _require_allowed(self, job: Job) -> None:
+        """Refuse a job of a family that this gateway does not reach, or of a model that it may not serve."""
         if job.family not in self._served:
             raise FamilyUnavailable(
                 f"model: the family {job.family} of {job.model} is not served here; served: "
                 f"{', '.join(sorted(self._served))}",
                 param="model",
             )
+        self.require_accepted(job.model)
+        if job.refinement is not None:
+            self.require_accepted(job.refinement.model)
         if job.source is not None:
-            self.require_served(job.source)
+            self._require_allowed(job.source)
 
     def _glance(self, request: AnyRequest | ImagesRequest) -> None:
         """Refuse what could not be run anyway before a picture of it is decoded."""

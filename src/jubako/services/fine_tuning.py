@@ -68,6 +68,7 @@ def _planned(asked: FineTuning) -> tuple[TrainingPlan, Sequence[Accepted], tuple
     fields = asked.model_dump(exclude=_OF_THE_UPLOAD, exclude_unset=True)
     request = TrainingRequest.model_validate(fields)
     resolution = plan_training(request, gateway.catalog).resolution
+    gateway.admission.require_accepted(request.model)
     require_weights(gateway.settings.home, gateway.catalog.model(request.model))
     pictures, warnings = accept(asked.images, resolution)
     return plan_training(request, gateway.catalog, len(pictures)), pictures, warnings

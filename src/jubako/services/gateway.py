@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,10 +16,12 @@ from jubako.adapters.store import AdapterStore
 from jubako.catalog import Model, load_catalog
 from jubako.errors import JubakoError
 from jubako.job import Job
+from jubako.jobs.record import Similar
+from jubako.licences import is_accepted, require_known_licences
 from jubako.planning import REQUESTS
 from jubako.result import Result
 from jubako.schedulers import scheduler_names
-from jubako.services.access import Access
+from jubako.services.access import Access, owner
 from jubako.services.adapters import add_adapters
 from jubako.services.admission import Admission
 from jubako.services.bodies import (
@@ -39,7 +42,7 @@ from jubako.services.family import KEEP_CONNECTIONS, TIMEOUT_MARGIN
 from jubako.services.fine_tuning import add_fine_tuning
 from jubako.services.headers import BrowserHeaders
 from jubako.services.jobs import add_jobs
-from jubako.services.openai import openai_app
+from jubako.services.openai import openai_app, similar_fields
 from jubako.services.openapi import add_document
 from jubako.services.stopping import Farewell, Stopping
 from jubako.services.supervision import supervise
@@ -54,6 +57,7 @@ def gateway_service(**services: Any) -> Any:
     supervise()
     settings = load_settings()
     known = load_catalog(settings.catalog)
+    require_known_licences(settings, known)
     catalog = known.only(settings.families)
     served = {name: service for name, service in services.items() if name in catalog.families}
 
@@ -131,7 +135,10 @@ def gateway_service(**services: Any) -> Any:
         async def model_list(self) -> list[dict[str, Any]]:
             """The models in OpenAI's shape with our keys beside."""
             states = await self.families.states()
-            return [_listed(model, states.get(model.name)) for model in catalog]
+            return [
+                _listed(model, is_accepted(model.licence, settings), states.get(model.name))
+                for model in catalog
+            ]
 
         async def _picture(self, request: Received) -> Image.Image:
             # BentoML passes a Response on as it is; the annotations are what its clients go by.
@@ -154,7 +161,9 @@ def gateway_service(**services: Any) -> Any:
             job = job.model_copy(update={"warnings": (*job.warnings, *warnings)})
             promise = self.families.require_room([job])
             result = await self.families.run(job)
-            return Response(result.content, 200, _headers(job, result, promise), result.content_type)
+            (alike,) = await self.jobs.alike([result], owner())
+            headers = _headers(job, result, promise, alike)
+            return Response(result.content, 200, headers, result.content_type)
 
         @bentoml.on_startup
         async def open_jobs(self) -> None:
@@ -225,7 +234,7 @@ def _alone(job: Job) -> Job:
     return job.model_copy(update={"solid": solid, "warnings": (*job.warnings, told)})
 
 
-def _headers(job: Job, result: Result, promise: float | None) -> dict[str, str]:
+def _headers(job: Job, result: Result, promise: float | None, alike: Sequence[Similar]) -> dict[str, str]:
     timings = result.timings.model_dump() if result.timings else {}
     headers = {
         "X-Seed": str(result.seed),
@@ -235,6 +244,10 @@ def _headers(job: Job, result: Result, promise: float | None) -> dict[str, str]:
     }
     if promise is not None:
         headers["X-Promised-Seconds"] = f"{promise:.1f}"
+    if result.flagged is not None:
+        headers["X-Flagged"] = str(result.flagged).lower()
+    if alike:
+        headers["X-Similar-To"] = json.dumps(similar_fields(alike))
     if job.warnings:
         headers["X-Warnings"] = json.dumps(job.warnings)
     return headers
@@ -244,7 +257,7 @@ def _control(family: str) -> str:
     return f"{family}_control"
 
 
-def _listed(model: Model, state: Any) -> dict[str, Any]:
+def _listed(model: Model, accepted: bool, state: Any) -> dict[str, Any]:
     return {
         "id": model.name,
         "object": "model",
@@ -257,7 +270,7 @@ def _listed(model: Model, state: Any) -> dict[str, Any]:
         "limits": model.limits.model_dump(),
         "parameters": model.parameters,
         "memory_gb": model.memory_gb,
-        "licence": model.licence.model_dump(),
+        "licence": model.licence.model_dump() | {"accepted": accepted},
         "gated": model.gated,
         "schedulers": scheduler_names(model.flow),
         "state": state.state if state else None,

@@ -22,6 +22,7 @@ from jubako.planning import REQUESTS, AnyRequest
 from jubako.request import Request, Task, TextToImage
 from jubako.services.access import caller
 from jubako.services.bodies import read_request_of
+from jubako.services.openai import similar_fields
 from jubako.services.openapi import taken
 
 __all__ = ["IdempotencyKey", "add_jobs", "file_of", "follow", "found", "page_of", "submitted", "told"]
@@ -208,7 +209,12 @@ async def _result(
 
 
 def _entry(output: Output, content: bytes) -> dict[str, Any]:
-    return {"b64_json": base64.b64encode(content).decode(), "seed": output.seed}
+    return {
+        "b64_json": base64.b64encode(content).decode(),
+        "seed": output.seed,
+        "similar_to": similar_fields(output.similar_to),
+        "flagged": output.flagged,
+    }
 
 
 def file_of(record: Record, index: int = 0, variant: str | None = None) -> Response:
@@ -310,6 +316,8 @@ def _described(output: Output, index: int, here: str) -> dict[str, Any]:
             for name, kept in output.variants.items()
         },
         "timings": output.timings.model_dump() if output.timings else None,
+        "similar_to": similar_fields(output.similar_to),
+        "flagged": output.flagged,
     }
 
 

@@ -17,12 +17,14 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from jubako.errors import JubakoError, refusal
 from jubako.images import ImagesEdit, ImagesGenerate, ImagesRequest, ImagesVariation
 from jubako.job import Job
+from jubako.jobs.record import Similar
 from jubako.result import Result
+from jubako.services.access import owner
 from jubako.services.bodies import read_request
 from jubako.services.connection import answer
 from jubako.services.openapi import taken
 
-__all__ = ["openai_app", "picture_fields"]
+__all__ = ["openai_app", "picture_fields", "similar_fields"]
 
 
 def openai_app() -> FastAPI:
@@ -64,7 +66,8 @@ async def _made(request: ImagesRequest, kind: str) -> Response:
     if request.stream:
         return StreamingResponse(_stream(gateway, request, jobs, kind), media_type="text/event-stream")
     results = await gateway.families.run_all(jobs)
-    return JSONResponse(_reply(request, jobs, results))
+    alike = await gateway.jobs.alike(results, owner())
+    return JSONResponse(_reply(request, jobs, results, alike))
 
 
 async def _list_models() -> dict[str, Any]:
@@ -81,11 +84,19 @@ async def _show_model(name: str) -> dict[str, Any]:
     return next(entry for entry in entries if entry["id"] == name)
 
 
-def _reply(request: ImagesRequest, jobs: list[Job], results: Sequence[Result]) -> dict[str, Any]:
+def _reply(
+    request: ImagesRequest,
+    jobs: list[Job],
+    results: Sequence[Result],
+    alike: Sequence[Sequence[Similar]],
+) -> dict[str, Any]:
     job = jobs[0]
     return {
         "created": int(time.time()),
-        "data": [picture_fields(result) for result in results],
+        "data": [
+            picture_fields(result) | {"similar_to": similar_fields(similar)}
+            for result, similar in zip(results, alike, strict=True)
+        ],
         **_described(request, job),
     }
 
@@ -94,10 +105,17 @@ def picture_fields(result: Result) -> dict[str, Any]:
     """A picture as an entry of a reply's ``data``."""
     timings = result.timings.model_dump() if result.timings else {}
     return {
+        "id": result.job_id,
         "b64_json": base64.b64encode(result.content).decode(),
         "seed": result.seed,
         "timings": {name: round(seconds, 4) for name, seconds in timings.items()},
+        "flagged": result.flagged,
     }
+
+
+def similar_fields(similar: Sequence[Similar]) -> list[dict[str, Any]]:
+    """Earlier results that one is very like, the nearest first."""
+    return [each.model_dump() for each in similar]
 
 
 def _described(request: ImagesRequest, job: Job) -> dict[str, Any]:
@@ -121,8 +139,10 @@ async def _stream(
             async for event in gateway.families.events(job):
                 if isinstance(event, Result):
                     event.checked()
+                    (alike,) = await gateway.jobs.alike([event], owner())
                     fields = {
                         **picture_fields(event),
+                        "similar_to": similar_fields(alike),
                         **_described(request, job),
                         "created_at": int(time.time()),
                     }

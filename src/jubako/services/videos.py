@@ -19,6 +19,7 @@ from jubako.request import PictureBytes, ResizeMode
 from jubako.services.access import caller
 from jubako.services.bodies import read_request
 from jubako.services.jobs import IdempotencyKey, file_of, found, page_of, submitted
+from jubako.services.openai import similar_fields
 from jubako.services.openapi import taken
 
 __all__ = ["VideoCreate", "add_videos"]
@@ -192,5 +193,7 @@ def _video(record: Record) -> dict[str, Any]:
         "remixed_from_video_id": None,
         "error": error and {"code": error["code"], "message": error["message"]},
         "seed": job.seed,
+        "similar_to": similar_fields(record.outputs[0].similar_to) if record.outputs else [],
+        "flagged": record.outputs[0].flagged if record.outputs else None,
         "warnings": list(job.warnings),
     }

@@ -16,6 +16,7 @@ from jubako.errors import JubakoError
 from jubako.weight_sets import GraphSet
 
 __all__ = [
+    "CHECKER_FILES",
     "DENOISERS",
     "INDEX",
     "PullFailed",
@@ -27,6 +28,7 @@ __all__ = [
 ]
 
 INDEX = "model_index.json"
+CHECKER_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
 DENOISERS = ("unet", "transformer", "prior")
 
 # model.safetensors, model.fp16.safetensors, model-00001-of-00002.safetensors, model.fp16-00001-of-…

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from jubako.catalog import Model
+from jubako.catalog import CheckerEntry, Model
 from jubako.errors import ModelNotOnDisk, UnusableWeights
 from jubako.weights.layout import INDEX
 from jubako.weights.siblings import siblings
@@ -24,6 +24,7 @@ __all__ = [
     "find_configs",
     "find_overlay",
     "find_weights",
+    "read_checker_record",
     "read_record",
     "record_path",
     "require_configs",
@@ -91,11 +92,21 @@ def record_path(home: Path, model: Model) -> Path:
 
 def read_record(home: Path, model: Model) -> WeightRecord | None:
     """The record of a pulled model as this catalog entry has it; None when there is none to use."""
+    record = _read(record_path(home, model))
+    return record if record and record.is_for(model) else None
+
+
+def read_checker_record(home: Path, entry: CheckerEntry) -> WeightRecord | None:
+    """The record of a pulled safety checker; None when it is not (wholly) on disk, or from elsewhere."""
+    record = _read(home / "weights" / f"{entry.name}.json")
+    return record if record and record.repo == entry.repo and record.is_whole() else None
+
+
+def _read(path: Path) -> WeightRecord | None:
     try:
-        record = WeightRecord.model_validate_json(record_path(home, model).read_text(encoding="utf-8"))
+        return WeightRecord.model_validate_json(path.read_text(encoding="utf-8"))
     except (OSError, ValidationError):
         return None
-    return record if record.is_for(model) else None
 
 
 def write_record(home: Path, record: WeightRecord) -> None:
