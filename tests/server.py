@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +73,7 @@ def serving(
     cwd: Path = ROOT,
     python: Path = Path(sys.executable),
     wait: bool = True,
+    options: Sequence[str] = (),
     **environ: str,
 ) -> Iterator[Server]:
     """Serve a target until the block ends; ``folder`` takes the server's home and log."""
@@ -88,7 +89,8 @@ def serving(
         **environ,
     }
     log = folder / "server.log"
-    command = [str(python), "-m", "bentoml", "serve", target, "--host", "127.0.0.1", "--port", str(port)]
+    address = ["--host", "127.0.0.1", "--port", str(port)]
+    command = [str(python), "-m", "bentoml", "serve", target, *address, *options]
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, cwd=cwd, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True

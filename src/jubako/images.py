@@ -34,7 +34,7 @@ class OpenAIFields(Request):
     size: str | None = Field(default=None, description="'auto' or WIDTHxHEIGHT")
     response_format: Literal["b64_json"] | None = Field(default=None, description="How pictures come")
     stream: bool | None = Field(default=None, description="Answer with server-sent events")
-    user: str | None = Field(default=None, description="Your own mark for the end user; only logged")
+    user: str | None = Field(default=None, description="Your own mark for the end user; not used, not logged")
     quality: Literal["auto", "low", "medium", "high", "standard", "hd"] | None = None
     style: Literal["vivid", "natural"] | None = None
     background: Literal["auto", "opaque", "transparent"] | None = None

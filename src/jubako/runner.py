@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from contextvars import copy_context
 from functools import partial
 from time import perf_counter
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from jubako import metrics
+from jubako import metrics, tracing
 from jubako.catalog import Family
 from jubako.engine.batcher import StepBatcher
 from jubako.engine.fingerprint import fingerprint
@@ -52,18 +53,26 @@ PREVIEW_SIDE = 256
 
 
 class _Meter:
-    """Tells Prometheus of the batcher's work."""
+    """Tells Prometheus, and traces, of the batcher's work."""
 
     def __init__(self, family: str) -> None:
         self._family = family
 
-    def ran(self, first: Sample, rows: int, live: int, seconds: float) -> None:
-        positions = first.latents[0, 0].numel()
-        metrics.FORWARD_SECONDS.observe(
-            seconds, family=self._family, size=str(1 << max(0, positions - 1).bit_length())
-        )
+    def ran(self, batch: Sequence[tuple[Sample, Ticket]], rows: int, live: int, seconds: float) -> None:
+        positions = batch[0][0].latents[0, 0].numel()
+        size = 1 << max(0, positions - 1).bit_length()
+        metrics.FORWARD_SECONDS.observe(seconds, family=self._family, size=str(size))
         metrics.FORWARD_ROWS.observe(rows, family=self._family)
         metrics.LIVE_ROWS.set(live, family=self._family)
+        if tracing.enabled():
+            links = [ticket.link for _, ticket in batch if ticket.link is not None]
+            facts: tracing.Attributes = {
+                "family": self._family,
+                "size": size,
+                "rows": rows,
+                "live_rows": live,
+            }
+            tracing.linked("forward", seconds, links, facts)
 
     def dropped(self, sample: Sample) -> None:
         metrics.WASTED_STEPS.add(sample.progress[0], family=self._family)
@@ -182,7 +191,7 @@ class Runner:
     def _ticket(self, job: Job, on_progress: OnProgress | None, preview_every: int) -> Ticket:
         """The job's place in the batcher, whose listener is called on the event loop of whoever asks here."""
         if on_progress is None:
-            return Ticket()
+            return Ticket(link=tracing.link())
         loop = asyncio.get_running_loop()
         reached = (0, 0)
 
@@ -198,7 +207,7 @@ class Runner:
             # Off the denoiser's thread, which is the last that may wait for a file.
             self._encode.submit(_tell_preview, picture, job.id, reached, told)
 
-        return Ticket(stepped, on_preview=previewed, preview_every=preview_every)
+        return Ticket(stepped, on_preview=previewed, preview_every=preview_every, link=tracing.link())
 
     async def _run_in_worker(self, job: Job, ticket: Ticket) -> Result:
         """Have another program do it; the only step is that it is done."""
@@ -218,7 +227,8 @@ class Runner:
             raise Cancelled("the job was cancelled")
         file, variants = work.result()
         ticket.stepped(1, 1)
-        spent = Timings(queued=0, prepared=0, denoised=perf_counter() - began, decoded=0, encoded=0)
+        tracing.past("denoised", began, ended := perf_counter())
+        spent = Timings(queued=0, prepared=0, denoised=ended - began, decoded=0, encoded=0)
         return _result(job, Finished(file, variants), spent)
 
     async def _run(self, job: Job, ticket: Ticket) -> Result:
@@ -229,11 +239,15 @@ class Runner:
             if job.loras and isinstance(models[0], LatentModel):
                 # Read on a thread of their own: others are prepared and denoised meanwhile.
                 await lease.during(self._adapters.submit(models[0].take, job))
-            preparing = self._prepare.submit(_prepared, models, job, ticket)
+            preparing = self._prepare.submit(copy_context().run, _prepared, models, job, ticket)
             sample, began = await lease.during(preparing)
             prepared = perf_counter()
+            tracing.past("queued", arrived, began)
+            tracing.past("prepared", began, prepared)
             self.batcher.submit(sample, ticket)
             decoded = await lease.during(ticket.decoded)
+            tracing.past("denoised", prepared, ticket.denoised_at)
+            tracing.past("decoded", ticket.denoised_at, ticket.decoded_at)
             timings = Timings(
                 queued=began - arrived,
                 prepared=prepared - began,
@@ -241,7 +255,8 @@ class Runner:
                 decoded=ticket.decoded_at - ticket.denoised_at,
                 encoded=0.0,
             )
-            finishing = self._encode.submit(self._finished, models[0], sample.last, decoded, job, timings)
+            finished = partial(self._finished, models[0], sample.last, decoded, job, timings)
+            finishing = self._encode.submit(copy_context().run, finished)
             return await lease.during(finishing)
 
     def _finished(
@@ -260,7 +275,8 @@ class Runner:
             return model.finish(drawn, job, facts), looks
 
         finished, looks = tried_twice(finish)
-        spent = timings.model_copy(update={"encoded": perf_counter() - began})
+        tracing.past("encoded", began, ended := perf_counter())
+        spent = timings.model_copy(update={"encoded": ended - began})
         return _result(job, finished, spent).model_copy(update=looks)
 
 
@@ -330,7 +346,9 @@ def _quiet_libraries() -> None:
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
-    diffusers_logging.set_verbosity_error()
-    transformers_logging.set_verbosity_error()
-    diffusers_logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()
+    for library in (diffusers_logging, transformers_logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+        # What is left goes the way of the server's own lines.
+        library.disable_default_handler()
+        library.enable_propagation()

@@ -239,6 +239,13 @@ class Settings(BaseModel):
         "them `localhost`",
     )
 
+    log_format: Literal["text", "json"] = Field(
+        default="text", description="`text`, or `json` for one object a line"
+    )
+    log_prompts: bool = Field(
+        default=False, description="Whether a family logs each job's prompts; nothing else logs any"
+    )
+
     @field_validator("api_keys_file")
     @classmethod
     def _unlike(cls, keys: tuple[ApiKey, ...], info: ValidationInfo) -> tuple[ApiKey, ...]:

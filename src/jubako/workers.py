@@ -150,8 +150,9 @@ async def _body(reply: httpx.Response, limit: int) -> bytes:
 def _failure(status: int, body: bytes, model: str) -> JubakoError:
     """The error that a worker's answer stands for; its own words where it has the one shape for them."""
     message, param = _told(body)
+    # Without its words, which may quote the prompt: the client hears them.
     logger.warning(
-        "the worker of %s answered %d: %s", model, status, message or "no error in the known shape"
+        "the worker of %s answered %d, %s", model, status, "with its reason" if message else "with none"
     )
     text = message or f"the worker of {model} answered {status}"
     if status in REFUSALS:

@@ -34,8 +34,8 @@ _Member = tuple[Sample, Ticket]
 class Observer(Protocol):
     """Hears of what was run, on the denoiser's thread."""
 
-    def ran(self, first: Sample, rows: int, live: int, seconds: float) -> None:
-        """A forward of so many rows, of so many that are under denoising; ``first`` is one of its samples."""
+    def ran(self, batch: Sequence[tuple[Sample, Ticket]], rows: int, live: int, seconds: float) -> None:
+        """A forward of these samples and so many rows, of so many that are under denoising."""
         ...
 
     def dropped(self, sample: Sample) -> None:
@@ -168,7 +168,7 @@ class StepBatcher:
             self.forwards += 1
             self.rows += (rows := sum(sample.rows for sample, _ in batch))
             if self._observer is not None:
-                self._observer.ran(batch[0][0], rows, self.live_rows, perf_counter() - began)
+                self._observer.ran(batch, rows, self.live_rows, perf_counter() - began)
             return predictions
         if not short:
             return []

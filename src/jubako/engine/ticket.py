@@ -11,6 +11,7 @@ import torch
 
 from jubako.errors import GenerationFailed, JubakoError
 from jubako.memory import out_of_memory, too_large
+from jubako.tracing import Link
 
 __all__ = ["Ticket", "failure_of"]
 
@@ -23,6 +24,7 @@ class Ticket:
     That is a picture [3, H, W] from 0 to 1, or whatever else the model's ``decode`` gives. After every
     ``preview_every`` steps but the last, ``on_preview`` gets a small picture [3, h, w] of what there is so
     far. Both listeners are called on the denoiser's thread, a step's ``on_step`` before its ``on_preview``.
+    ``link`` is the job's span, where it has one.
     """
 
     def __init__(
@@ -31,7 +33,9 @@ class Ticket:
         *,
         preview_every: int = 0,
         on_preview: Callable[[torch.Tensor], None] | None = None,
+        link: Link | None = None,
     ) -> None:
+        self.link = link
         self.decoded: Future[torch.Tensor] = Future()
         # Marked as running, so that a waiter that goes away can't take the future with it.
         self.decoded.set_running_or_notify_cancel()

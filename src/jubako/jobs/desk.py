@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-from jubako import metrics
+from jubako import logs, metrics, tracing
 from jubako.catalog import Catalog
 from jubako.errors import GenerationFailed, JobEnded, KeyReused, ResultGone, UnknownJob
 from jubako.job import Job, new_id
@@ -126,6 +126,8 @@ class JobDesk:
             model=first.model,
             request_hash=hashlib.sha256(request).hexdigest(),
             owner=owner,
+            request_id=logs.facts().get("request_id"),
+            traceparent=tracing.traceparent(),
             work=await self._call(self._work, jobs),
             created=time.time(),
         )
@@ -151,6 +153,8 @@ class JobDesk:
             model=training.plan["model"],
             request_hash=hashlib.sha256(request).hexdigest(),
             owner=owner,
+            request_id=logs.facts().get("request_id"),
+            traceparent=tracing.traceparent(),
             work=Work(training=training),
             created=time.time(),
         )

@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
+from jubako import logs, tracing
 from jubako.errors import Cancelled, FamilyUnavailable, GenerationFailed, JubakoError, TimedOut
 from jubako.job import Job
 from jubako.jobs.ledger import Advance, Ledger
@@ -127,8 +128,18 @@ class Execution:
         record: Record | None = await self._call(self._ledger.get, job_id)
         if record is None or record.is_over:
             return {"error": Cancelled("the job was cancelled").body()}
-        task = asyncio.ensure_future(self._stage(record, stage, earlier))
-        self._stages[job_id] = task
+        facts = {"job_id": job_id, "owner": record.owner, "model": record.model}
+        logs.about(request_id=record.request_id, **facts)
+        told = {name: value for name, value in facts.items() if value is not None} | {"stage": stage}
+        with tracing.span("durable job", told, asked_by=record.traceparent or "") as span:
+            outcome = await self._begun(record, stage, earlier)
+            if "error" in outcome:
+                tracing.fail(span, outcome["error"]["error"]["code"])
+        return outcome
+
+    async def _begun(self, record: Record, stage: int, earlier: list[dict[str, Any]]) -> dict[str, Any]:
+        job_id = record.id
+        task = self._stages[job_id] = asyncio.ensure_future(self._stage(record, stage, earlier))
         try:
             outcome = await self._outcome(task, job_id)
         finally:

@@ -120,7 +120,8 @@ def stages_of(work: Work) -> tuple[Stage, ...]:
 class Record(_Value):
     """A durable job as the ledger has it. Times are seconds since the epoch.
 
-    ``owner`` is the name of the key that it came with; None where no keys were asked for.
+    ``owner`` is the name of the key that it came with; None where no keys were asked for. By ``request_id``
+    and ``traceparent`` the request is found that it came with.
     """
 
     id: str
@@ -130,6 +131,8 @@ class Record(_Value):
     model: str
     request_hash: str
     owner: str | None = None
+    request_id: str | None = None
+    traceparent: str | None = None
     work: Work
     created: float
     started: float | None = None

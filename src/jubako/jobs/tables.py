@@ -35,6 +35,8 @@ jobs = sa.Table(
     sa.Column("error", sa.Text),
     sa.Column("expired", sa.Boolean, nullable=False),
     sa.Column("owner", sa.Text),
+    sa.Column("request_id", sa.Text),
+    sa.Column("traceparent", sa.Text),
     sa.Index("jubako_jobs_by_age", "created", "id"),
     sa.Index("jubako_jobs_by_state", "state", "family", "created"),
 )
@@ -95,9 +97,12 @@ def database_url(setting: str | None, home: Path) -> str:
 
 
 def open_database(url: str) -> sa.Engine:
-    """An engine with the tables made; the folder of a SQLite file is made as well."""
+    """An engine with the tables made; the folder of a SQLite file is made as well.
+
+    Its errors, which are logged, do not say of which values: there are prompts among them.
+    """
     if not url.startswith("sqlite"):
-        engine = sa.create_engine(url, pool_size=10, pool_pre_ping=True)
+        engine = sa.create_engine(url, pool_size=10, pool_pre_ping=True, hide_parameters=True)
         with engine.begin() as connection:
             # Two gateways that start together must not both make the tables.
             connection.execute(sa.text("SELECT pg_advisory_xact_lock(8140251)"))
@@ -105,7 +110,7 @@ def open_database(url: str) -> sa.Engine:
         return engine
     if database := sa.make_url(url).database:
         Path(database).parent.mkdir(parents=True, exist_ok=True)
-    engine = sa.create_engine(url, connect_args={"timeout": BUSY_SECONDS})
+    engine = sa.create_engine(url, connect_args={"timeout": BUSY_SECONDS}, hide_parameters=True)
     event.listen(engine, "connect", _set_up_sqlite)
     with engine.begin() as connection:
         # As above. By itself SQLite's driver begins nothing before a change of tables.

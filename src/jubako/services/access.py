@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from jubako.errors import Forbidden, JubakoError, NoKey, WrongMediaType
 from jubako.keys import ApiKey, digest_of, recognised
 from jubako.keys import Scope as KeyScope
+from jubako.logs import about
 from jubako.services.connection import answer
 from jubako.services.scopes import is_probe, needed
 
@@ -67,13 +68,16 @@ class Access:
         hosts: Sequence[str],
         needed: Callable[[str, str], frozenset[KeyScope]] = needed,
         json_only: bool = False,
+        owned: bool = True,
     ) -> None:
+        """``owned``: what is asked for is logged as the caller's, and not as somebody's who is behind it."""
         self.app = app
         self._keys = keys
         self._public = public
         self._hosts = frozenset(host.lower() for host in hosts)
         self._needed = needed
         self._json_only = json_only
+        self._owned = owned
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on with its caller known, or refuse it."""
@@ -90,6 +94,8 @@ class Access:
             return
         scope.setdefault("state", {})["caller"] = who.name
         _caller.set(who)
+        if self._owned:
+            about(owner=who.name)
         await self.app(scope, receive, send)
 
     def _admitted(self, scope: Scope) -> Caller:
@@ -171,7 +177,13 @@ class FamilyAccess:
         self._app = app
         keys = [_gateway(key)] if key else ()
         self._outside = Access(
-            app, keys=keys, public=public, hosts=hosts, needed=lambda *_: frozenset(), json_only=True
+            app,
+            keys=keys,
+            public=public,
+            hosts=hosts,
+            needed=lambda *_: frozenset(),
+            json_only=True,
+            owned=False,
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

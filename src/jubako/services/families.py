@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncGenerator, AsyncIterable, Coroutine, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, TypeVar
@@ -15,7 +15,7 @@ import aiohttp
 from bentoml.exceptions import BentoMLException
 from pydantic import SecretStr
 
-from jubako import metrics
+from jubako import logs, metrics, tracing
 from jubako.catalog import Catalog
 from jubako.errors import Cancelled, FamilyUnavailable, JubakoError, ShuttingDown
 from jubako.fair_queue import Ask, FairQueue
@@ -109,6 +109,7 @@ class Families:
         if job.source is not None:
             drawn = await self.run(job.source)
             job = await asyncio.to_thread(started_from, job, drawn.content)
+        logs.about(job_id=job.id, model=job.model)
         client = self._client(job)
         by_request = (
             self._settings.batching or self._catalog.families[job.family].batching.mode
@@ -133,6 +134,7 @@ class Families:
         name, or nobody has asked for it for a while.
         """
         ended = False
+        logs.about(job_id=job.id, model=job.model)
         try:
             async with self._reached(job.family), self._turn(job):
                 lines = _lines(self._client(job).generate_events(job=job, durable=durable))
@@ -179,8 +181,12 @@ class Families:
     def _ask(self, job: Job) -> Ask:
         return ask_of(job, self._catalog.model(job.model), owner(), urgency.get())
 
-    def _turn(self, job: Job) -> AbstractAsyncContextManager[None]:
-        return self.queues[job.family].turn(self._ask(job))
+    @asynccontextmanager
+    async def _turn(self, job: Job) -> AsyncGenerator[None, None]:
+        async with AsyncExitStack() as stack:
+            with tracing.span("turn", {"family": job.family, "job_id": job.id}):
+                await stack.enter_async_context(self.queues[job.family].turn(self._ask(job)))
+            yield
 
     async def _in_turn(self, call: Coroutine[Any, Any, Result], job: Job) -> Result:
         try:

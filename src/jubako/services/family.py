@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from contextvars import Context
 from dataclasses import asdict
 from importlib import import_module
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from typing import Any, Literal
 import bentoml
 from pydantic import BaseModel, ConfigDict
 
+from jubako import logs, tracing
 from jubako.catalog import Model, load_catalog
 from jubako.errors import Cancelled, FamilyUnavailable
 from jubako.job import Job
@@ -23,10 +25,13 @@ from jubako.services.headers import BrowserHeaders
 from jubako.services.ignition import Ignition
 from jubako.services.stopping import Stopping
 from jubako.services.supervision import supervise
+from jubako.services.telemetry import observe
 from jubako.settings import forbid_remote_code, load_settings
 from jubako.weights.selection import Choice
 
 __all__ = ["KEEP_CONNECTIONS", "ModelState", "family_service"]
+
+logger = logging.getLogger(__name__)
 
 # BentoML's proxy closes its connection pool after 100 requests or 300 s without waiting for the requests in
 # flight, which then fail. The callee's setting counts, so every family carries this one.
@@ -72,6 +77,7 @@ def family_service(name: str) -> Any:
     supervise()
     forbid_remote_code()
     settings = load_settings()
+    observe(settings)
     catalog = load_catalog(settings.catalog)
     family = catalog.families[name]
     stopping = Stopping(settings.stop_delay, settings.stop_grace)
@@ -105,7 +111,9 @@ def family_service(name: str) -> Any:
         )
         async def generate_batch(self, jobs: list[Job]) -> list[Result]:
             """Run the jobs that BentoML's dispatcher collected; all are answered when the last is done."""
-            return list(await asyncio.gather(*(self.run(job) for job in jobs)))
+            # The dispatcher has the context of whichever request was its first.
+            tasks = [asyncio.create_task(self.run(job), context=Context()) for job in jobs]
+            return list(await asyncio.gather(*tasks))
 
         @bentoml.api
         async def generate_events(self, job: Job, durable: bool = False) -> AsyncGenerator[str, None]:
@@ -147,9 +155,14 @@ def family_service(name: str) -> Any:
             self, job: Job, on_progress: Callable[[Progress], None] | None = None, *, durable: bool = False
         ) -> Result:
             """Run one job as soon as the runner is there."""
+            _announce(job, prompts=settings.log_prompts)
             self.at_work += 1
             try:
-                return await self._run(job, on_progress, durable=durable)
+                with tracing.span("job", _described(job, durable=durable)) as span:
+                    result = await self._run(job, on_progress, durable=durable)
+                    if result.error is not None:
+                        tracing.fail(span, result.error["error"]["code"])
+                return result
             finally:
                 self.at_work -= 1
 
@@ -198,6 +211,28 @@ def _speak() -> None:
     """Let our own messages through to BentoML's log, which shows warnings only, unless it is to be quiet."""
     if logging.getLogger().level <= logging.WARNING:
         logging.getLogger("jubako").setLevel(logging.INFO)
+
+
+def _announce(job: Job, *, prompts: bool) -> None:
+    logs.about(job_id=job.id, model=job.model)
+    if prompts:
+        logger.info(
+            "job %s: prompt %r, negative prompt %r, seed %d",
+            job.id,
+            job.prompt,
+            job.negative_prompt,
+            job.seed,
+        )
+
+
+def _described(job: Job, *, durable: bool) -> tracing.Attributes:
+    """What a job's span says of it."""
+    return {
+        **job.model_dump(include={"task", "family", "model", "width", "height", "scheduler"}),
+        "job_id": job.id,
+        "steps": job.num_inference_steps,
+        "durable": durable,
+    }
 
 
 def _of_choice(choice: Choice | None) -> dict[str, Any]:

@@ -46,6 +46,7 @@ from jubako.services.openai import openai_app, similar_fields
 from jubako.services.openapi import add_document
 from jubako.services.stopping import Farewell, Stopping
 from jubako.services.supervision import supervise
+from jubako.services.telemetry import RequestId, observe
 from jubako.services.videos import add_videos
 from jubako.settings import load_settings
 
@@ -56,6 +57,7 @@ def gateway_service(**services: Any) -> Any:
     """The gateway over these family services, by family name; those in ``family_urls`` run elsewhere."""
     supervise()
     settings = load_settings()
+    observe(settings)
     known = load_catalog(settings.catalog)
     require_known_licences(settings, known)
     catalog = known.only(settings.families)
@@ -216,6 +218,7 @@ def gateway_service(**services: Any) -> Any:
     add_adapters(app)
     add_document(app, {f"/{task}": kind for task, kind in REQUESTS.items()})
     gateway.mount_asgi_app(app, path="/", name="openai")
+    gateway.add_asgi_middleware(RequestId)
     gateway.add_asgi_middleware(Farewell, stopping=stopping)
     gateway.add_asgi_middleware(BrowserHeaders)
     gateway.add_asgi_middleware(ErrorShape)
