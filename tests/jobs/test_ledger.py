@@ -40,10 +40,18 @@ def ended(ledger: Ledger, record: Record, digest: str = "a" * 64, size: int = 10
 
 
 def test_a_record_comes_back_as_it_was(ledger: Ledger, record: Made) -> None:
-    one = record()
+    one = record(owner="alice", request_id="r", traceparent="00-1-2-01")
     assert ledger.add(one)
     assert ledger.get(one.id) == one
     assert ledger.get("x") is None
+
+
+def test_an_error_of_the_database_does_not_say_which_values(database: sa.Engine) -> None:
+    statement = sa.text("SELECT * FROM nothing WHERE prompt = :prompt")
+    with database.connect() as connection, pytest.raises(sa.exc.DBAPIError) as failure:
+        connection.execute(statement, {"prompt": "a red circle"})
+    assert "nothing" in str(failure.value)
+    assert "red" not in str(failure.value)
 
 
 def test_an_id_is_taken_once(ledger: Ledger, record: Made) -> None:
