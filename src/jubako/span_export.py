@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import inf
 from time import monotonic
 
@@ -79,8 +79,8 @@ class _Processor(BatchSpanProcessor):
 
 def exporting(service: str) -> TracerProvider:
     """What makes the spans of a service's process, and sends them."""
-    named: Mapping[str, str] = {SERVICE_NAME: service, SERVICE_NAMESPACE: "jubako"}
-    provider = TracerProvider(resource=Resource.create(named).merge(OTELResourceDetector().detect()))
+    named = Resource.create({SERVICE_NAME: service, SERVICE_NAMESPACE: "jubako"})
+    provider = TracerProvider(resource=named.merge(OTELResourceDetector().detect()))
     provider.sampler = Selection(provider.sampler)
     provider.add_span_processor(_Processor(_Exporter()))
     return provider

@@ -14,10 +14,11 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from jubako.logs import PREFIX
+
 __all__ = [
     "Attributes",
     "Link",
-    "Value",
     "enabled",
     "fail",
     "link",
@@ -28,12 +29,10 @@ __all__ = [
     "use",
 ]
 
-Value = str | float | bool
-Attributes = Mapping[str, Value]
+Attributes = Mapping[str, str | float | bool]
 Link = trace.SpanContext
 """Which span another one belongs to without being inside of it."""
 
-_PREFIX = "jubako."
 _TRACE_CONTEXT = TraceContextTextMapPropagator()
 _tracers: list[trace.Tracer] = []
 
@@ -59,10 +58,9 @@ def span(
     if not _tracers:
         yield None
         return
-    root = asked_by is not None
     with _tracers[0].start_as_current_span(
         name,
-        Context() if root else None,
+        None if asked_by is None else Context(),
         attributes=_named(attributes or {}),
         links=[trace.Link(told) for told in _links(asked_by)],
         # Their texts may quote what a client wrote.
@@ -123,5 +121,5 @@ def _links(asked_by: str | None) -> list[Link]:
     return [found] if found.is_valid else []
 
 
-def _named(attributes: Attributes) -> dict[str, Value]:
-    return {_PREFIX + name: value for name, value in attributes.items()}
+def _named(attributes: Attributes) -> dict[str, str | float | bool]:
+    return {PREFIX + name: value for name, value in attributes.items()}
