@@ -77,6 +77,9 @@ class _Meter:
     def dropped(self, sample: Sample) -> None:
         metrics.WASTED_STEPS.add(sample.progress[0], family=self._family)
 
+    def rested(self) -> None:
+        metrics.LIVE_ROWS.set(0, family=self._family)
+
 
 class Runner:
     """Runs the jobs of one family. Its methods belong to one event loop, except ``cancel`` and ``close``."""

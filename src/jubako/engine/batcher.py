@@ -42,6 +42,10 @@ class Observer(Protocol):
         """A sample was cancelled."""
         ...
 
+    def rested(self) -> None:
+        """Nothing is under denoising any more."""
+        ...
+
 
 class StepBatcher:
     """Owns the denoiser thread. ``submit`` from any thread; ``close`` lets the running samples finish.
@@ -83,6 +87,8 @@ class StepBatcher:
                     self._turn()
                 elif self._closed:
                     return
+                if not self._buckets and self._observer is not None:
+                    self._observer.rested()
 
     def _admit(self) -> None:
         """Take in everything that waits; sleep only when there is nothing to denoise."""
