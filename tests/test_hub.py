@@ -26,6 +26,7 @@ from server import free_port
 
 from jubako.catalog import Model, load_catalog
 from jubako.weights.components import ComponentStore
+from jubako.weights.manifest import damaged
 from jubako.weights.safety_checker import load_safety_checker
 from jubako.weights.store import find_overlay, find_weights, read_record, size_on_disk
 
@@ -247,6 +248,29 @@ def test_a_torn_file_is_not_on_disk_and_the_next_pull_mends_it(
     assert sorted(the_hub.fetched()) == ["model_index.json", "unet/config.json", UNET]
     assert find_weights(machine.home, machine.model) == folder
     assert weights_on_disk(machine) == sha256(random_files[UNET])
+
+
+@pytest.mark.parametrize("name", [UNET, "unet/config.json"])
+def test_a_file_that_is_damaged_later_is_found_and_the_next_pull_mends_it(
+    the_hub: Hub, machine: Machine, pipeline_files: dict[str, bytes], name: str
+) -> None:
+    the_hub.repositories[REPO] = Repository(pipeline_files)
+    assert machine.pull()[0] == 0
+    record = read_record(machine.home, machine.model)
+    assert record is not None
+    assert record.digests == {file: sha256(pipeline_files[file]) for file in record.files}
+    path = record.folder / name
+    spoiled = bytearray(path.read_bytes())
+    spoiled[len(spoiled) // 2] ^= 1
+    path.resolve().write_bytes(spoiled)
+    assert damaged(record.manifests, machine.home) == [path]
+    the_hub.asked.clear()
+    status, printed = machine.pull()
+    assert status == 0, printed
+    assert f"{path} is damaged and will be fetched again" in printed
+    assert the_hub.fetched() == [name]
+    assert path.read_bytes() == pipeline_files[name]
+    assert damaged(record.manifests, machine.home) == []
 
 
 def test_the_token_reaches_the_hub_and_not_the_host_of_the_big_files(

@@ -15,7 +15,8 @@ from pipelines import sd_pipeline
 from program import COMMAND, jubako
 
 from jubako.catalog import load_catalog
-from jubako.weights.graphs.store import find_graphs, is_on_disk, missing_graphs
+from jubako.weights.graphs.store import find_graphs, graph_manifests, is_on_disk, missing_graphs
+from jubako.weights.manifest import damaged
 
 BASE, GRAPHS = "somebody/base", "somebody/base-tensorrt"
 CATALOG = f"""
@@ -96,6 +97,10 @@ def test_it_brings_the_graphs_and_only_what_they_leave_out(the_hub: Hub, tmp_pat
     assert found is not None
     assert (found.folder / "ONNX" / "unet.opt" / "model.onnx").is_file()
     assert (found.base / "model_index.json").is_file()
+    (manifest, own) = graph_manifests(home, model, "nvidia", graphs)
+    assert {"unet/config.json", *own.digests} <= fetched
+    assert data <= set(own.digests)
+    assert damaged((manifest, own), home) == []
     # It counts as there, though nothing standard was pulled, until a file is torn.
     assert is_on_disk(home, model, catalog.families["sd"].models)
     (found.folder / "ONNX" / "unet.opt" / "model.onnx").resolve().write_bytes(b"torn")

@@ -19,7 +19,7 @@ JubakoError
 ├── Cancelled          499  the client went away or cancelled
 ├── GenerationFailed   500  the engine failed on this job
 ├── NotFinite          500  the model's numbers are none: there is no picture to show
-├── UnusableWeights    500  what is on disk can't be made into the model
+├── UnusableWeights    503  what is on disk can't be made into the model
 ├── ModelNotOnDisk     503  the catalog knows the model, its weights are not here
 ├── OutOfMemory        503  the memory does not hold this job alone, or its model
 ├── WeightsUnavailable 503  the weight set or precision that is set for the model can't be served here
@@ -238,6 +238,7 @@ class UnusableWeights(JubakoError):
     """Files on disk can't be made into the model; the text names the file or the folder, and why."""
 
     code = "unusable_weights"
+    status = 503
 
 
 class ModelNotOnDisk(JubakoError):

@@ -18,6 +18,7 @@ from jubako.weights.components import ComponentStore
 from jubako.weights.graphs.admission import admit
 from jubako.weights.graphs.export import DTYPES, Export, export_graphs
 from jubako.weights.graphs.graph import read_graph
+from jubako.weights.manifest import write_list
 
 __all__ = ["ENTRY", "main"]
 
@@ -58,6 +59,7 @@ def _export(name: str, folder: Path, how: Export) -> None:
         print(f"{file}  {graph.bytes / 1e6:.1f} MB", flush=True)
     text = yaml.safe_dump(_entry(model, written, how), sort_keys=False)
     (folder / ENTRY).write_text(text, encoding="utf-8")
+    write_list(folder)
 
 
 def _entry(model: Model, written: dict[Any, str], how: Export) -> dict[str, Any]:

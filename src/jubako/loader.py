@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
@@ -25,8 +26,10 @@ from jubako.families.warm_up import example_job, warm_up
 from jubako.hardware import Machine
 from jubako.memory import give_back, out_of_memory
 from jubako.settings import Settings
+from jubako.weights.broken import BrokenModels
 from jubako.weights.chooser import Chooser
 from jubako.weights.components import Assembly, ComponentStore
+from jubako.weights.manifest import check
 from jubako.weights.parts import Finish
 from jubako.weights.placement import resolve_dtype
 from jubako.weights.recipe import recipe
@@ -57,6 +60,12 @@ class FamilyLoader:
         self._choices: dict[str, Choice] = {}
         self._store = ComponentStore(family.models)
         self._assemblies: dict[str, Assembly] = {}
+        self._broken = BrokenModels()
+
+    @property
+    def broken(self) -> Mapping[str, str]:
+        """Why each model can't be loaded whose files were found unusable and have not changed since."""
+        return self._broken.reasons()
 
     @property
     def bytes(self) -> int:
@@ -69,16 +78,17 @@ class FamilyLoader:
         for name in names:
             model = self._family.models[name]
             choice = self._chooser.choose(model)
-            plan = recipe(
-                model,
-                self._family.models,
-                self._settings.home,
-                self._device,
-                resolve_dtype(choice.precision, model, self._device),
-                runtime=self._chooser.runtime(model, choice),
-                finish=self._finish(choice),
-            )
-            sizes.update({part.key: part.bytes for part in plan.parts})
+            with self._reading(model, choice):
+                plan = recipe(
+                    model,
+                    self._family.models,
+                    self._settings.home,
+                    self._device,
+                    resolve_dtype(choice.precision, model, self._device),
+                    runtime=self._chooser.runtime(model, choice),
+                    finish=self._finish(choice),
+                )
+                sizes.update({part.key: part.bytes for part in plan.parts})
         held = {key for assembly in self._assemblies.values() for key in assembly.parts.values()}
         return sum(size for key, size in sizes.items() if key not in held)
 
@@ -129,15 +139,16 @@ class FamilyLoader:
     def _loaded(self, name: str, on_progress: Callable[[float], None]) -> LoadedModel:
         model = self._family.models[name]
         choice = self._chooser.choose(model)
-        assembly = self._store.load(
-            model,
-            self._settings.home,
-            self._device,
-            resolve_dtype(choice.precision, model, self._device),
-            on_progress,
-            runtime=self._chooser.runtime(model, choice),
-            finish=self._finish(choice),
-        )
+        with self._reading(model, choice):
+            assembly = self._store.load(
+                model,
+                self._settings.home,
+                self._device,
+                resolve_dtype(choice.precision, model, self._device),
+                on_progress,
+                runtime=self._chooser.runtime(model, choice),
+                finish=self._finish(choice),
+            )
         try:
             wrapped = self._ready(cast("LoadedModel", self._wrap(assembly.pipeline, model)), model, choice)
         except BaseException:
@@ -146,6 +157,13 @@ class FamilyLoader:
         self._assemblies[name] = assembly
         self._choices[name] = choice
         return wrapped
+
+    @contextmanager
+    def _reading(self, model: Model, choice: Choice) -> Iterator[None]:
+        """Within, files are read that are known to be the right ones, as far as that is recorded."""
+        with self._broken.watched(model.name, self._chooser.files(model, choice)):
+            check(self._chooser.manifests(model, choice), self._settings.home, _remedy(model))
+            yield
 
     def _accelerated(self, choice: Choice) -> Acceleration:
         """What is on for a choice: layers in float8 are asked for by the precision of standard weights."""
@@ -187,6 +205,12 @@ def _failure(name: str, error: Exception) -> JubakoError:
         )
     logger.error("loading %s failed", name, exc_info=error)
     return GenerationFailed(f"the weights of {name} could not be loaded")
+
+
+def _remedy(model: Model) -> str:
+    if model.weights.repo is not None:
+        return f"fetch it again with: jubako pull {model.name}"
+    return "put the right file in its place"
 
 
 def _modules(model: LoadedModel) -> list[torch.nn.Module]:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from time import perf_counter
+from types import MappingProxyType
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from jubako.catalog import Model
@@ -64,19 +65,31 @@ class Loader(Protocol[T_co]):
 
 @dataclass(frozen=True)
 class Residence:
-    """Where a model is. One that waits for its turn to be loaded is ``loading`` with a fraction of 0."""
+    """Where a model is. One that waits for its turn to be loaded is ``loading`` with a fraction of 0.
 
-    state: Literal["missing", "on_disk", "loading", "resident"]
+    The ``reason`` is that of one whose files are ``broken``.
+    """
+
+    state: Literal["missing", "on_disk", "broken", "loading", "resident"]
     loading_fraction: float | None = None
     bytes: int = 0
+    reason: str | None = None
 
 
-def located(models: Mapping[str, Model], home: Path, here: Mapping[str, Residence]) -> dict[str, Residence]:
-    """Where each model of a family is, given those that are in memory or on their way there."""
-    return {
-        name: here.get(name) or Residence("on_disk" if is_on_disk(home, model, models) else "missing")
-        for name, model in models.items()
-    }
+def located(
+    models: Mapping[str, Model],
+    home: Path,
+    here: Mapping[str, Residence],
+    broken: Mapping[str, str] = MappingProxyType({}),
+) -> dict[str, Residence]:
+    """Where each model of a family is, given those that are in memory or on their way, and those broken."""
+
+    def elsewhere(name: str) -> Residence:
+        if name in broken:
+            return Residence("broken", reason=broken[name])
+        return Residence("on_disk" if is_on_disk(home, models[name], models) else "missing")
+
+    return {name: here.get(name) or elsewhere(name) for name in models}
 
 
 class Lease(Generic[T]):

@@ -126,7 +126,8 @@ class Runner:
 
     def states(self) -> dict[str, Residence]:
         """Where each model of the family is."""
-        return located(self.family.models, self.settings.home, self.residency.states())
+        here, broken = self.residency.states(), self._loader.broken
+        return located(self.family.models, self.settings.home, here, broken)
 
     def choices(self) -> Mapping[str, Choice]:
         """What each model in memory is served from."""

@@ -29,8 +29,9 @@ CLASSES = {
     "tiny-sd3": "StableDiffusion3Pipeline",
     "tiny-svd": "StableVideoDiffusionPipeline",
 }
-SUFFIXES = {name: {".safetensors", ".json", ".txt", ".md"} for name in TARGETS} | {
-    "tiny-svd": {".safetensors", ".json", ".md"},
+# SHA256SUMS has none.
+SUFFIXES = {name: {".safetensors", ".json", ".txt", ".md", ""} for name in TARGETS} | {
+    "tiny-svd": {".safetensors", ".json", ".md", ""},
 }
 
 

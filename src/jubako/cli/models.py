@@ -104,6 +104,8 @@ def _state(size: int | None, served: Mapping[str, Any] | None) -> str:
         return f"{served['bytes'] / 1e9:.2f} GB in memory"
     if served and state == "loading":
         return f"loading {served['loading_fraction'] or 0:.0%}"
+    if state == "broken":
+        return "broken"
     return "on disk" if size is not None or state == "on_disk" else "-"
 
 
@@ -146,7 +148,7 @@ def _cells(model: Model, size: int | None, state: str, *, accepted: bool) -> tup
         Text(commercial + ("" if accepted else TO_ACCEPT), style=COMMERCIAL[commercial]),
         Text("gated" if model.gated else "-", style="yellow" if model.gated else "dim"),
         Text(f"{size / 1e9:.2f}") if size is not None else Text(f"~{model.memory_gb:.2f}", style="dim"),
-        Text(state, style="green" if is_here else "dim"),
+        Text(state, style="red" if state == "broken" else "green" if is_here else "dim"),
     )
 
 

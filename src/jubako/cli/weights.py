@@ -20,7 +20,9 @@ from jubako.errors import UnknownModel, nearest
 from jubako.licences import is_accepted, require_accepted, require_known_licences
 from jubako.settings import Settings, load_settings
 from jubako.weight_sets import GraphSet, Vendor, WeightsChoice
+from jubako.weights.graphs.store import GraphRecord, read_graph_record
 from jubako.weights.layout import PullFailed
+from jubako.weights.manifest import damaged, discard
 from jubako.weights.store import find_weights, read_record, require_own_files
 
 if TYPE_CHECKING:
@@ -63,6 +65,7 @@ def pull(
         graphs = _graph_set(model, weights, precision)
         _print_licence(console, model, graphs)
         agree(model.name, model.licence)
+        _discard_damaged(console, settings, model, read_graph_record(settings.home, model, weights, graphs))
         with _patient():
             _fetch(console, model, settings, lambda hub: hub.inspect_graphs(model, weights, graphs))
         return
@@ -71,6 +74,7 @@ def pull(
         return
     require_own_files(model)
     _print_licence(console, model)
+    _discard_damaged(console, settings, model)
     if _is_pinned_and_here(model, settings):
         console.print(f"{model.name} is on disk already, at its pinned commit", soft_wrap=True)
         return
@@ -150,6 +154,18 @@ def _pull_checker(
             shipment = hub.inspect_checker(entry)
         record = brought(console, shipment.parcels, lambda report: hub.fetch(shipment, settings.home, report))
     console.print(f"[green]{entry.name} is ready[/] in {escape(str(record.folder))}", soft_wrap=True)
+
+
+def _discard_damaged(
+    console: Console, settings: Settings, model: Model, graphs: GraphRecord | None = None
+) -> None:
+    """Remove what was pulled before and is damaged now, so that it is fetched again."""
+    record = graphs.base if graphs else read_record(settings.home, model)
+    known = (*(record.manifests if record else ()), *([graphs.manifest] if graphs else []))
+    for path in damaged(known, settings.home):
+        if path.exists():
+            console.print(f"{path} is damaged and will be fetched again", style="yellow", soft_wrap=True)
+            discard(path)
 
 
 @contextmanager

@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from huggingface_hub import constants, get_session, hf_hub_download, hf_hub_url
@@ -21,6 +22,7 @@ from jubako.adapters.store import Adapter, AdapterStore
 from jubako.catalog import AdapterEntry
 from jubako.hub.reasons import explained
 from jubako.hub.shipment import Parcel, RemoteFile, Shipment, size_of
+from jubako.weights.checkpoint import content_digest
 from jubako.weights.graphs.store import write_graph_record
 from jubako.weights.layout import PullFailed
 from jubako.weights.store import WeightRecord, write_record
@@ -39,8 +41,9 @@ def fetch(shipment: Shipment, home: Path, report: Report) -> WeightRecord:
 
     ``report(name, gained)`` hears of bytes as they come; a file that starts again reports a negative gain.
     """
+    _bring_all(shipment.record.model, shipment.parcels, report)
+    shipment = _with_digests(shipment)
     record = shipment.record
-    _bring_all(record.model, shipment.parcels, report)
     if not (shipment.graphs or record).is_whole():
         raise PullFailed(f"some files of {record.model} did not arrive whole; run the same command again")
     if shipment.graphs is not None:
@@ -69,6 +72,25 @@ def _bring_all(name: str, parcels: Sequence[Parcel], report: Report) -> None:
     for parcel, file in sorted(todo, key=lambda each: each[1].size):
         with explained(parcel.repo):
             _bring(parcel, file, report)
+
+
+def _with_digests(shipment: Shipment) -> Shipment:
+    """The shipment whose records know what each file that has come contains."""
+    come = {parcel.folder / file.name: file.sha256 for parcel in shipment.parcels for file in parcel.files}
+
+    def digests(folder: Path, names: Iterable[str]) -> dict[str, str]:
+        there = {name: folder / name for name in names if (folder / name) in come}
+        return {name: come[path] or content_digest(path) for name, path in there.items()}
+
+    record, graphs = shipment.record, shipment.graphs
+    record = record.model_copy(update={"digests": digests(record.folder, record.files)})
+    if (overlay := record.overlay) is not None:
+        sha256 = digests(overlay.folder, [overlay.file]).get(overlay.file, "")
+        record = record.model_copy(update={"overlay": overlay.model_copy(update={"sha256": sha256})})
+    if graphs is not None:
+        own = digests(graphs.folder, graphs.files)
+        graphs = graphs.model_copy(update={"digests": own, "base": record})
+    return replace(shipment, record=record, graphs=graphs)
 
 
 def _bring(parcel: Parcel, file: RemoteFile, report: Report) -> None:

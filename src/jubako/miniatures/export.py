@@ -20,6 +20,7 @@ from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from jubako.miniatures.denoiser import SCHEDULE
+from jubako.weights.manifest import write_list
 
 
 def new_scheduler() -> DDIMScheduler:
@@ -60,6 +61,7 @@ def export(pipeline: DiffusionPipeline, folder: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         source.replace(target)
     shutil.rmtree(partial)
+    write_list(folder)
 
 
 def load(folder: Path, **replaced: Any) -> DiffusionPipeline:

@@ -48,16 +48,17 @@ GRACE = 4
 class ModelState(BaseModel):
     """Where a model stands in its family's process; ``bytes`` is what its components take in memory.
 
-    Of one that was loaded, ``weights`` and ``precision`` say of which weight set, and ``rejected`` has a
-    sentence for each one that was not taken.
+    The ``reason`` is that of one whose files are ``broken``. Of one that was loaded, ``weights`` and
+    ``precision`` say of which weight set, and ``rejected`` has a sentence for each one that was not taken.
     """
 
     model_config = ConfigDict(frozen=True)
 
-    state: Literal["missing", "on_disk", "loading", "resident"]
+    state: Literal["missing", "on_disk", "broken", "loading", "resident"]
     loading_fraction: float | None = None
     bytes: int = 0
     weights: Literal["standard", "nvidia", "amd"] | None = None
+    reason: str | None = None
     precision: str | None = None
     rejected: tuple[str, ...] = ()
 

@@ -284,4 +284,5 @@ def _listed(model: Model, accepted: bool, state: Any) -> dict[str, Any]:
         "weights": state.weights if state else None,
         "precision": state.precision if state else None,
         "rejected": state.rejected if state else (),
+        "reason": state.reason if state else None,
     }

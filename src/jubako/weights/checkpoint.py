@@ -20,7 +20,7 @@ from typing import IO
 
 from jubako.errors import UnusableWeights
 
-__all__ = ["TensorHeader", "digest", "tensors", "tensors_in"]
+__all__ = ["TensorHeader", "content_digest", "digest", "state", "tensors", "tensors_in"]
 
 _LENGTH_BYTES = 8
 _LONGEST_HEADER = 100_000_000
@@ -46,7 +46,7 @@ class TensorHeader:
 
 def tensors(file: Path) -> Mapping[str, TensorHeader]:
     """The tensors of a safetensors file by name; UnusableWeights when it is none."""
-    return _tensors(*_status(file))
+    return _tensors(*state(file))
 
 
 def tensors_in(content: IO[bytes], longest: int) -> Mapping[str, TensorHeader]:
@@ -63,20 +63,25 @@ def tensors_in(content: IO[bytes], longest: int) -> Mapping[str, TensorHeader]:
 
 
 def digest(file: Path) -> str:
-    """The SHA-256 of a file's content.
+    """The SHA-256 that a file's content is known by.
 
-    In the Hugging Face cache a file is a link to a blob that is named by it; any other file is read once, and
-    again only when its size or its time has changed.
+    In the Hugging Face cache a file is a link to a blob that is named by it; any other file is read.
     """
-    status = _status(file)
-    path = status[0]
+    path = state(file)[0]
     if path.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", path.name):
         return path.name
-    with _turn(*status):  # many may ask for a file that was never read: the first one reads
-        return _digest(*status)
+    return content_digest(file)
 
 
-def _status(file: Path) -> tuple[Path, int, int]:
+def content_digest(file: Path) -> str:
+    """The SHA-256 of what a file contains; it is read again only when its size or its time has changed."""
+    now = state(file)
+    with _turn(*now):  # many may ask for a file that was never read: the first one reads
+        return _digest(*now)
+
+
+def state(file: Path) -> tuple[Path, int, int]:
+    """The file that it is or links to, its size and its time; UnusableWeights when there is none."""
     try:
         path = file.resolve()
         status = path.stat()
@@ -92,8 +97,11 @@ def _turn(path: Path, size: int, mtime_ns: int) -> threading.Lock:  # noqa: ARG0
 
 @lru_cache(4096)
 def _digest(path: Path, size: int, mtime_ns: int) -> str:  # noqa: ARG001 # they tell one state from the next
-    with path.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+    try:
+        with path.open("rb") as content:
+            return hashlib.file_digest(content, "sha256").hexdigest()
+    except OSError as error:
+        raise UnusableWeights(f"{path} can't be read: {error.strerror}") from error
 
 
 @lru_cache(256)

@@ -14,8 +14,10 @@ from jubako.hardware import VENDORS, Machine, providers_for
 from jubako.settings import Settings
 from jubako.weight_sets import GraphSet, Vendor
 from jubako.weights.graphs.runtime import GraphRuntime
-from jubako.weights.graphs.store import find_graphs, missing_graphs
+from jubako.weights.graphs.store import find_graphs, graph_files, graph_manifests, missing_graphs
+from jubako.weights.manifest import Manifest
 from jubako.weights.selection import Choice, choose
+from jubako.weights.store import files_of, manifests_of
 
 __all__ = ["Chooser"]
 
@@ -53,6 +55,22 @@ class Chooser:
         if choice.graphs is None:
             return None
         return self._runtime(model, _vendor(model, choice.graphs), choice.graphs, choice.providers)
+
+    def manifests(self, model: Model, choice: Choice) -> tuple[Manifest, ...]:
+        """What the files of a choice must contain, as far as it is known."""
+        home, graphs = self._settings.home, choice.graphs
+        if graphs is None:
+            return manifests_of(home, model)
+        return graph_manifests(home, model, _vendor(model, graphs), graphs)
+
+    def files(self, model: Model, choice: Choice) -> tuple[Path, ...]:
+        """The files of a choice, whether they are there or not."""
+        home, graphs = self._settings.home, choice.graphs
+        return (
+            files_of(home, model)
+            if graphs is None
+            else graph_files(home, model, _vendor(model, graphs), graphs)
+        )
 
     def _missing(self, model: Model, graphs: GraphSet) -> str | None:
         return missing_graphs(self._settings.home, model, _vendor(model, graphs), graphs)

@@ -16,14 +16,18 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from jubako.catalog import CheckerEntry, Model
 from jubako.errors import ModelNotOnDisk, UnusableWeights
 from jubako.weights.layout import INDEX
+from jubako.weights.manifest import Manifest, listed
 from jubako.weights.siblings import siblings
 
 __all__ = [
     "OverlayRecord",
     "WeightRecord",
+    "files_of",
     "find_configs",
     "find_overlay",
     "find_weights",
+    "first_torn",
+    "manifests_of",
     "read_checker_record",
     "read_record",
     "record_path",
@@ -48,10 +52,11 @@ class OverlayRecord(BaseModel):
     file: str
     kind: str
     size: int
+    sha256: str = ""
 
 
 class WeightRecord(BaseModel):
-    """What was pulled for a model: repository, resolved commit, folder and each file's size in bytes.
+    """What was pulled for a model: repository, commit, folder, each file's size in bytes and its SHA-256.
 
     A model that is one file of the user's has a record of the configs that were pulled for it (``config``
     names the model that they are of), and a folder of the user's with an overlay has one of the overlay.
@@ -64,16 +69,29 @@ class WeightRecord(BaseModel):
     commit: str = ""
     folder: Path
     files: dict[str, int] = {}
+    digests: dict[str, str] = {}
     left_out: tuple[str, ...] = ()
     config: str | None = None
     overlay: OverlayRecord | None = None
 
     def is_whole(self) -> bool:
         """Whether every file is there with its size."""
+        return self.torn() is None
+
+    def torn(self) -> Path | None:
+        """The first file that is not there with its size."""
         sizes = [(self.folder / name, size) for name, size in self.files.items()]
         if self.overlay is not None:
             sizes.append((self.overlay.folder / self.overlay.file, self.overlay.size))
-        return all(path.is_file() and path.stat().st_size == size for path, size in sizes)
+        return first_torn(sizes)
+
+    @property
+    def manifests(self) -> tuple[Manifest, ...]:
+        """What the files must contain; records of older versions do not know."""
+        own, overlay = Manifest(self.folder, self.digests), self.overlay
+        if overlay is None or not overlay.sha256:
+            return (own,)
+        return own, Manifest(overlay.folder, {overlay.file: overlay.sha256})
 
     def is_for(self, model: Model) -> bool:
         """Whether this is what the model's entry asks for now: entries are edited, records stay."""
@@ -83,6 +101,14 @@ class WeightRecord(BaseModel):
         had = (self.overlay.repo, self.overlay.file, self.overlay.kind) if self.overlay else None
         source = weights.config in {None, self.config} if weights.file else self.repo == (weights.repo or "")
         return source and wanted == had and set(self.left_out) <= set(weights.left_out)
+
+
+def first_torn(sizes: Iterable[tuple[Path, int]]) -> Path | None:
+    """The first of these files that is not there with its size."""
+    return next(
+        (path for path, size in sizes if not path.is_file() or path.stat().st_size != size),
+        None,
+    )
 
 
 def record_path(home: Path, model: Model) -> Path:
@@ -159,16 +185,35 @@ def find_overlay(home: Path, model: Model) -> Path | None:
 
 def size_on_disk(home: Path, model: Model, models: Mapping[str, Model] = _NONE) -> int | None:
     """Bytes of the model's weights and configs, or None when they are not (wholly) on disk."""
-    if (found := find_weights(home, model, models)) is None:
+    if find_weights(home, model, models) is None:
         return None
-    paths: Iterable[Path] = [found]
-    if model.weights.folder is not None:
-        paths = (path for path in found.rglob("*") if path.is_file())
-    elif model.weights.file is None:
-        record = _whole_record(home, model)
-        paths = [found / name for name in record.files] if record else []
-    overlay = find_overlay(home, model)
-    return sum(path.stat().st_size for path in (*paths, *([overlay] if overlay else [])))
+    return sum(path.stat().st_size for path in files_of(home, model))
+
+
+def files_of(home: Path, model: Model) -> tuple[Path, ...]:
+    """The files of the model's weights and configs, whether they are there or not."""
+    weights, record = model.weights, read_record(home, model)
+    paths: Iterable[Path]
+    if weights.folder is not None:
+        paths = sorted(path for path in weights.folder.rglob("*") if path.is_file())
+    elif weights.file is not None:
+        paths = [weights.file]
+    else:
+        paths = [record.folder / name for name in record.files] if record else []
+    overlay = weights.overlay
+    if overlay is None:
+        return tuple(paths)
+    if overlay.repo is None:
+        return (*paths, Path(overlay.file))
+    arrived = record.overlay if record else None
+    return (*paths, *([arrived.folder / arrived.file] if arrived else []))
+
+
+def manifests_of(home: Path, model: Model) -> tuple[Manifest, ...]:
+    """What the model's files must contain, as far as a pull has recorded it or a list beside them says so."""
+    record, folder = read_record(home, model), model.weights.folder
+    own = listed(folder) if folder is not None else None
+    return (*(record.manifests if record else ()), *([own] if own else []))
 
 
 def require_weights(home: Path, model: Model, models: Mapping[str, Model] = _NONE) -> Path:
@@ -176,7 +221,9 @@ def require_weights(home: Path, model: Model, models: Mapping[str, Model] = _NON
     if (found := find_weights(home, model, models)) is not None:
         return found
     require_own_files(model)
-    raise ModelNotOnDisk(_not_on_disk(model, models), param="model")
+    record = read_record(home, model)
+    torn = f" ({path} is missing or cut off)" if record and (path := record.torn()) else ""
+    raise ModelNotOnDisk(_not_on_disk(model, models) + torn, param="model")
 
 
 def require_configs(home: Path, model: Model, models: Mapping[str, Model] = _NONE) -> Path:

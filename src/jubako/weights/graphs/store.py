@@ -17,12 +17,15 @@ from jubako.catalog import Model
 from jubako.hardware import VENDORS
 from jubako.weight_sets import GraphSet, Slot, Vendor
 from jubako.weights.layout import DENOISERS
-from jubako.weights.store import WeightRecord, find_weights
+from jubako.weights.manifest import Manifest, listed
+from jubako.weights.store import WeightRecord, files_of, find_weights, first_torn, manifests_of
 
 __all__ = [
     "GraphRecord",
     "LocatedGraphs",
     "find_graphs",
+    "graph_files",
+    "graph_manifests",
     "is_on_disk",
     "left_to_pytorch",
     "missing_graphs",
@@ -44,14 +47,21 @@ class GraphRecord(BaseModel):
     commit: str
     folder: Path
     files: dict[str, int]
+    digests: dict[str, str] = {}
     base: WeightRecord
 
     def is_whole(self) -> bool:
         """Whether every file is there with its size."""
-        sizes = [(self.folder / name, size) for name, size in self.files.items()]
-        return self.base.is_whole() and all(
-            path.is_file() and path.stat().st_size == size for path, size in sizes
-        )
+        return self.base.is_whole() and self.torn() is None
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the graphs' files must contain."""
+        return Manifest(self.folder, self.digests)
+
+    def torn(self) -> Path | None:
+        """The first of the graphs' files that is not there with its size."""
+        return first_torn((self.folder / name, size) for name, size in self.files.items())
 
 
 @dataclass(frozen=True)
@@ -86,13 +96,35 @@ def missing_graphs(home: Path, model: Model, vendor: Vendor, graphs: GraphSet) -
     if find_graphs(home, model, vendor, graphs) is not None:
         return None
     if graphs.folder is None:
+        record = read_graph_record(home, model, vendor, graphs)
+        torn = (record.torn() or record.base.torn()) if record else None
         return (
-            "its files are not on disk; fetch them with: "
+            f"{f'{torn} is missing or cut off' if torn else 'its files are not on disk'}; fetch them with: "
             f"jubako pull {model.name} --weights {vendor} --precision {graphs.precision}"
         )
     if not graphs.folder.is_dir():
         return f"there is no folder {graphs.folder}"
     return f"the standard weights beside it are not on disk; fetch them with: jubako pull {model.name}"
+
+
+def graph_manifests(home: Path, model: Model, vendor: Vendor, graphs: GraphSet) -> tuple[Manifest, ...]:
+    """What the files of a set, and of what goes with it, must contain, as far as it is recorded or listed."""
+    if graphs.folder is not None:
+        own = listed(graphs.folder)
+        return (*manifests_of(home, model), *([own] if own else []))
+    record = read_graph_record(home, model, vendor, graphs)
+    return (*record.base.manifests, record.manifest) if record else ()
+
+
+def graph_files(home: Path, model: Model, vendor: Vendor, graphs: GraphSet) -> tuple[Path, ...]:
+    """The files of a set and of what goes with it, whether they are there or not."""
+    if graphs.folder is not None:
+        return (*files_of(home, model), *sorted(p for p in graphs.folder.rglob("*") if p.is_file()))
+    record = read_graph_record(home, model, vendor, graphs)
+    if record is None:
+        return ()
+    base = record.base
+    return (*(base.folder / name for name in base.files), *(record.folder / name for name in record.files))
 
 
 def left_to_pytorch(graphs: GraphSet, components: tuple[str, ...]) -> tuple[str, ...]:
