@@ -11,7 +11,7 @@ JubakoError
 ├── JobNotDone         409  the job has no result yet, or never will
 ├── JobEnded           409  the job is done already: there is nothing to cancel
 ├── KeyReused          409  the idempotency key belongs to another request
-├── ResultGone         410  the result was removed to make room
+├── ResultGone         410  the result was removed to make room, or is damaged
 ├── TooLarge           413  a file or the whole body is larger than what is taken
 ├── WrongMediaType     415  the body is of a kind that is not read
 ├── ContentRefused     422  the safety checker flagged what was drawn
@@ -25,7 +25,9 @@ JubakoError
 ├── WeightsUnavailable 503  the weight set or precision that is set for the model can't be served here
 ├── FamilyUnavailable  503  the family's service is loading, down or unreachable
 ├── ShuttingDown       503  the server stops; it, or another one, may be asked again
-└── TimedOut           504  the deadline passed before the picture was done
+├── JobsUnavailable    503  the database of the durable jobs is damaged
+├── TimedOut           504  the deadline passed before the picture was done
+└── DiskFull           507  a disk of the server has no room for what it must keep
 """
 
 from __future__ import annotations
@@ -37,12 +39,14 @@ from typing import Any, ClassVar
 __all__ = [
     "Cancelled",
     "ContentRefused",
+    "DiskFull",
     "FamilyUnavailable",
     "Forbidden",
     "GenerationFailed",
     "InvalidRequest",
     "JobEnded",
     "JobNotDone",
+    "JobsUnavailable",
     "JubakoError",
     "KeyReused",
     "LicenceNotAccepted",
@@ -170,7 +174,7 @@ class KeyReused(JubakoError):
 
 
 class ResultGone(JubakoError):
-    """The job's files were removed, by age or to make room."""
+    """A file of the job was removed, by age or to make room, or was damaged on the disk."""
 
     status = 410
     type = "invalid_request_error"
@@ -278,11 +282,25 @@ class ShuttingDown(JubakoError):
     retry_after = 5
 
 
+class JobsUnavailable(JubakoError):
+    """The database of the durable jobs can't be read; the text says what to do."""
+
+    code = "jobs_unavailable"
+    status = 503
+
+
 class TimedOut(JubakoError):
     """The deadline passed before the picture was done; the job was cancelled."""
 
     status = 504
     code = "timeout"
+
+
+class DiskFull(JubakoError):
+    """What must be kept finds no room; the text names the setting of the folder on that disk."""
+
+    code = "disk_full"
+    status = 507
 
 
 _BY_CODE = {error.code: error for error in JubakoError.__subclasses__()}

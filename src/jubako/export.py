@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 import yaml
 
 from jubako.catalog import Model, load_catalog
+from jubako.disk import room_in
 from jubako.errors import JubakoError, UnusableWeights
 from jubako.settings import load_settings
 from jubako.weight_sets import GraphSet
@@ -52,8 +54,18 @@ def _export(name: str, folder: Path, how: Export) -> None:
         raise UnusableWeights(f"{folder} is not empty; name a folder for these graphs alone")
     store = ComponentStore(catalog.families[model.family].models)
     assembly = store.load(model, settings.home, torch.device("cpu"), torch.float32)
+    try:
+        with room_in("--out"):
+            _write(model, assembly.pipeline, folder, how)
+    except BaseException:
+        # It was new or empty, and what is left of half of it would have the next try refused.
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _write(model: Model, pipeline: Any, folder: Path, how: Export) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    written = export_graphs(assembly.pipeline, folder, how)
+    written = export_graphs(pipeline, folder, how)
     for slot, file in written.items():
         graph = admit(read_graph(folder / file), slot, how.layout, "tensorrt").graph
         print(f"{file}  {graph.bytes / 1e6:.1f} MB", flush=True)

@@ -14,8 +14,10 @@ from PIL import Image
 
 from jubako.catalog import load_catalog
 from jubako.clip import TextToVideo
+from jubako.disk import no_room
 from jubako.errors import FamilyUnavailable, GenerationFailed, JubakoError
 from jubako.job import Job
+from jubako.jobs import execution
 from jubako.jobs.execution import Execution
 from jubako.jobs.ledger import Ledger
 from jubako.jobs.record import TRAINING, Record, Training, Work
@@ -134,6 +136,43 @@ def test_a_stage_gives_files_that_are_held(run: Callable[..., None], record: Mad
         done = s.ledger.get(one.id)
         assert done
         assert (done.state, done.outputs[0].digest) == ("succeeded", file["digest"])
+
+    run(check)
+
+
+def test_a_result_waits_for_room_and_is_made_once(
+    run: Callable[..., None], record: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(execution, "LONGEST_PAUSE", 0.05)
+
+    async def check(s: Setting) -> None:
+        one = await s.begun(record())
+        put, tries = s.store.put, 0
+
+        def full(content: bytes) -> str:
+            nonlocal tries
+            tries += 1
+            if tries < 4:
+                raise no_room("JUBAKO_HOME")
+            return put(content)
+
+        monkeypatch.setattr(s.store, "put", full)
+        (file,) = (await s.stage(one))["files"]
+        assert s.store.get(file["digest"])
+        assert (tries, len(s.family.asked)) == (4, 1)
+
+    run(check)
+
+
+def test_a_job_whose_picture_was_torn_fails_and_says_so(run: Callable[..., None], record: Made) -> None:
+    async def check(s: Setting) -> None:
+        digest = s.store.put(b"picture")
+        work = record().work.model_copy(update={"pictures": {"image": digest}})
+        one = await s.begun(record(work=work))
+        s.store.path(digest).write_bytes(b"pict")
+        error = (await s.stage(one))["error"]["error"]
+        assert (error["code"], s.family.asked) == ("result_expired", [])
+        assert "damaged" in error["message"]
 
     run(check)
 

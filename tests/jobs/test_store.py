@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from jubako.errors import DiskFull, ResultGone
 from jubako.jobs.store import FileStore
 
 
@@ -41,7 +42,7 @@ def test_what_was_not_written_whole_is_not_there(store: FileStore, monkeypatch: 
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(DiskFull, match="JUBAKO_HOME"):
         store.put(b"picture")
     assert files(store) == []
     monkeypatch.undo()
@@ -67,3 +68,20 @@ def test_writing_a_file_again_keeps_it_from_being_swept(store: FileStore) -> Non
     os.utime(store.path(digest), (0, time.time() - 7200))
     store.put(b"picture")
     assert store.sweep([], grace=3600) == 0
+
+
+@pytest.mark.parametrize("left", [b"", b"pict", b"pictuse", b"picture and more"])
+def test_a_file_that_a_crash_has_torn_is_not_given_out_and_mended_by_the_next(
+    store: FileStore, left: bytes
+) -> None:
+    digest = store.put(b"picture")
+    store.path(digest).write_bytes(left)
+    with pytest.raises(ResultGone, match="damaged on the server's disk"):
+        store.get(digest)
+    assert store.put(b"picture") == digest
+    assert store.get(digest) == b"picture"
+
+
+def test_a_file_that_is_not_there_is_gone(store: FileStore) -> None:
+    with pytest.raises(ResultGone, match="is gone"):
+        store.find("a" * 64)

@@ -11,11 +11,15 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Literal, get_args
 
+from jubako.disk import room_in
 from jubako.errors import InvalidRequest, TooLarge, UnknownAdapter, UnusableWeights, nearest
 from jubako.job import EmbeddingUse, Job, LoraUse, new_id
 from jubako.planning.embeddings import says, tagged
@@ -30,6 +34,8 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 FILE, CARD = "adapter.safetensors", "card.json"
 MAX_BYTES = 4 * 2**30
+# A large file may be long on its way.
+GRACE_SECONDS = 3600.0
 # A LoRA has some thousands of tensors, and its trainer's notes; parsing more would hold up everyone else.
 MAX_HEADER_BYTES = 16 * 2**20
 
@@ -168,18 +174,18 @@ class AdapterStore:
             return self.take_in(name, content, card)
 
     def take_in(self, name: str, content: IO[bytes], card: dict[str, Any] | None = None) -> Adapter:
-        """Take in a copy of an open file, as :meth:`add` does."""
+        """Take in a copy of an open file, as :meth:`add` does: whole or not at all. DiskFull without room."""
         self.require_free(name)
         _check(content)
         final = self._folder / name
         temporary = self._temporary(name)
-        temporary.mkdir(parents=True)
         try:
-            content.seek(0)
-            with (temporary / FILE).open("wb") as copy:
-                shutil.copyfileobj(content, copy, 2**20)
-            (temporary / CARD).write_text(json.dumps(card or {}, indent=1), encoding="utf-8")
-            temporary.rename(final)
+            with room_in("JUBAKO_HOME"):
+                temporary.mkdir(parents=True)
+                content.seek(0)
+                _write(temporary / FILE, iter(partial(content.read, 2**20), b""))
+                _write(temporary / CARD, [json.dumps(card or {}, indent=1).encode()])
+                temporary.rename(final)
         except OSError as error:
             if error.errno in {errno.ENOTEMPTY, errno.EEXIST}:  # somebody else was faster
                 raise _taken(name) from error
@@ -212,6 +218,13 @@ class AdapterStore:
         else:
             shutil.rmtree(gone)
 
+    def sweep(self, grace: float = GRACE_SECONDS) -> None:
+        """Remove what was being added or removed when a process was killed, unless it is young."""
+        for path in self._folder.glob(".*.tmp"):
+            with suppress(FileNotFoundError):
+                if path.stat().st_mtime < time.time() - grace:
+                    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
+
     def _temporary(self, name: str) -> Path:
         """A place beside the adapters, under a name that none of them can have."""
         return self._folder / f".{name}.{new_id()}.tmp"
@@ -223,6 +236,14 @@ class AdapterStore:
 
 def _taken(name: str) -> InvalidRequest:
     return InvalidRequest(f"name: there is an adapter {name!r} already; remove it first", param="name")
+
+
+def _write(file: Path, parts: Iterable[bytes]) -> None:
+    """Write a file that outlasts a loss of power."""
+    with file.open("wb") as opened:
+        opened.writelines(parts)
+        opened.flush()
+        os.fsync(opened.fileno())
 
 
 def _card(file: Path) -> dict[str, Any]:

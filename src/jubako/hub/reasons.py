@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from typing import Any
 from huggingface_hub import constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
 
+from jubako.disk import is_full
 from jubako.weights.layout import INDEX, PullFailed
 
 __all__ = ["explained"]
@@ -41,8 +41,11 @@ def _reason(error: Exception, repo: str, revision: str, moved_from: tuple[str, .
             f"no answer from {constants.ENDPOINT}: {causes[-1]}. Is the network there? A proxy is set with "
             "HTTPS_PROXY, a mirror with HF_ENDPOINT"
         )
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return f"the disk of {constants.HF_HUB_CACHE} is full; what has come is kept"
+    if is_full(error):
+        return (
+            f"the disk of {constants.HF_HUB_CACHE} is full; what has come is kept: make room and run the "
+            "same command again, or set HF_HOME to another disk"
+        )
     return f"{type(error).__name__}: {error}"
 
 

@@ -7,14 +7,17 @@ import hashlib
 import logging
 import time
 import uuid
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from jubako import logs, metrics, tracing
 from jubako.catalog import Catalog
-from jubako.errors import GenerationFailed, JobEnded, KeyReused, ResultGone, UnknownJob
+from jubako.errors import DiskFull, GenerationFailed, JobEnded, KeyReused, UnknownJob
 from jubako.job import Job, new_id
 from jubako.jobs.durable import DurableQueue
 from jubako.jobs.execution import Engine, Execution, Trainings
@@ -34,9 +37,12 @@ logger = logging.getLogger(__name__)
 THREADS = 4
 WATCH_SECONDS = 0.25
 CLEAN_SECONDS = 60.0
+FULL_SECONDS = 2.0
 COUNT_SECONDS = 5.0
 # Jobs that are recorded but not known to the queue: their gateway died between the two.
 LOST_AFTER_SECONDS = 10.0
+# Whatever has a job dropped will do so again.
+MOST_AGAIN = 3
 
 _KEYS = uuid.UUID("6f0c7c6e-54a5-4d0b-9f0e-2b5a3a0f8d41")
 
@@ -76,9 +82,25 @@ class JobDesk:
         self._queue = DurableQueue(url, self._name, bounds, self._execution)
         self._tasks: list[asyncio.Task[None]] = []
         self._streaming = True
+        self._dropped: set[str] = set()
+        self._again: Counter[str] = Counter()
 
     async def open(self) -> None:
-        """Begin to run what waits, and to look after other gateways' jobs."""
+        """Begin to run what waits, and to look after other gateways' jobs; when the disk is full, later."""
+        try:
+            await self._open()
+        except DiskFull as error:
+            logger.warning("no jobs are run yet: %s", error)
+            self._tasks = [asyncio.create_task(self._open_when_there_is_room())]
+
+    async def _open_when_there_is_room(self) -> None:
+        while True:
+            await asyncio.sleep(FULL_SECONDS)
+            with suppress(DiskFull):
+                await self._open()
+                return
+
+    async def _open(self) -> None:
         await self._call(self._lease.renew)
         await self._call(self._queue.open, asyncio.get_running_loop())
         chores: list[Coroutine[Any, Any, None]] = [
@@ -88,7 +110,7 @@ class JobDesk:
             self._repeat(self._clean, CLEAN_SECONDS),
             self._repeat(self._count, COUNT_SECONDS),
         ]
-        self._tasks = [asyncio.create_task(chore) for chore in chores]
+        self._tasks += [asyncio.create_task(chore) for chore in chores]
         logger.info("jobs are run as gateway %s", self._name)
 
     async def close(self) -> None:
@@ -96,7 +118,8 @@ class JobDesk:
         for task in self._tasks:
             task.cancel()
         await self._call(self._queue.close)
-        await self._call(self._lease.release)
+        with suppress(DiskFull):
+            await self._call(self._lease.release)
         self._lock.close()
 
     def pause(self) -> None:
@@ -168,8 +191,10 @@ class JobDesk:
             if known.request_hash != record.request_hash:
                 raise KeyReused("Idempotency-Key: it came with another request before; use a new one")
             record = known
-        # Twice is as good as once; the gateway that recorded it may have died before it came to this.
-        await self._call(self._queue.enqueue, job_id, record.family)
+        # Twice is as good as once; the gateway that recorded it may have died before it came to this. Where
+        # there is no room for it, it is queued later, with those that were lost.
+        with suppress(DiskFull):
+            await self._call(self._queue.enqueue, job_id, record.family)
         self._ring(job_id)
         return record
 
@@ -225,19 +250,22 @@ class JobDesk:
             if not self._execution.stop(job_id) and record.state == "queued":
                 await self._call(self._trainings.remove, job_id)
             self._ring(job_id)
-            await self._call(self._queue.cancel, job_id)
+            with suppress(DiskFull):  # it ends at once when it is begun
+                await self._call(self._queue.cancel, job_id)
         record = await self._known(job_id)
         if record.state != "cancelled":
             raise JobEnded(f"the job has {record.state} already; there is nothing to cancel")
         return record
 
     async def content(self, kept: Kept) -> bytes:
-        """A file of a result; ResultGone when it was removed."""
-        try:
-            content: bytes = await self._call(self.store.get, kept.digest)
-        except FileNotFoundError as error:
-            raise ResultGone("the result's file is gone") from error
+        """A file of a result; ResultGone when it was removed or is damaged."""
+        content: bytes = await self._call(self.store.get, kept.digest)
         return content
+
+    async def file(self, kept: Kept) -> Path:
+        """Where a file of a result is; ResultGone when it was removed or is damaged."""
+        path: Path = await self._call(self.store.find, kept.digest)
+        return path
 
     async def alike(self, results: Sequence[Result], owner: str) -> list[tuple[Similar, ...]]:
         """What of the owner's earlier results those are very like that are answered at once.
@@ -337,6 +365,8 @@ class JobDesk:
         while True:
             try:
                 await chore()
+            except DiskFull as error:
+                logger.warning("%s", error)
             except Exception:
                 logger.exception("a chore of the jobs failed")
             await asyncio.sleep(seconds)
@@ -358,17 +388,22 @@ class JobDesk:
             logger.warning("gateway %s is dead; %d of its jobs were taken over", name, adopted)
 
     def _find_lost(self) -> None:
-        """Queue what was recorded only, its gateway having died; fail what was given up."""
+        """Queue what was recorded only or was dropped; fail what was given up."""
         oldest, running = time.time() - LOST_AFTER_SECONDS, self._execution.running
         waiting = [
             each for each in self._ledger.unfinished() if each.created < oldest and each.id not in running
         ]
         standing = self._queue.standing([record.id for record in waiting])
+        before, self._dropped = self._dropped, {each for each, how in standing.items() if how == "dropped"}
         for record in waiting:
             if record.id not in standing:
                 logger.warning("job %s was not in its queue", record.id)
                 self._queue.enqueue(record.id, record.family)
-            elif not standing[record.id]:
+            elif record.id in self._dropped & before and self._again[record.id] < MOST_AGAIN:
+                logger.warning("job %s was dropped, and begins again", record.id)
+                self._again[record.id] += 1
+                self._queue.begin_again(record.id, record.family)
+            elif standing[record.id] == "given up" or self._again[record.id] == MOST_AGAIN:
                 error = GenerationFailed(
                     "the job was given up after many attempts; the server's log says why"
                 )

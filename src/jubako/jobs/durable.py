@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Coroutine, Mapping
-from typing import Any, Protocol, TypeVar
+from collections.abc import Coroutine, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal, Protocol, TypeVar
 
 import dbos
+import sqlalchemy as sa
 from dbos import DBOS, SetWorkflowID
 
-__all__ = ["DurableQueue", "Worker"]
+from jubako.disk import no_room
+from jubako.jobs.tables import refusal
+
+__all__ = ["DurableQueue", "Standing", "Worker"]
 
 # Jobs of another version of the workflow would not be run. Change it when its steps change.
 WORKFLOW_VERSION = "1"
@@ -23,6 +28,12 @@ POLL_SECONDS = 0.2
 MAX_ATTEMPTS = 1000
 
 T = TypeVar("T")
+
+Standing = Literal["meant to run", "dropped", "given up"]
+"""Of a job that is not over. One is dropped by this gateway when DBOS itself could not write."""
+
+_AHEAD = {"ENQUEUED", "DELAYED"}
+_GIVEN_UP = {"MAX_RECOVERY_ATTEMPTS_EXCEEDED", "CANCELLED"}
 
 
 class Worker(Protocol):
@@ -57,14 +68,17 @@ class DurableQueue:
             "log_level": "ERROR",
             "use_listen_notify": False,
         }
+        self._name = name
         self._bounds = bounds
         self._worker = worker
+        self._at_work: set[str] = set()
         self._run_job: Any = None
+        self._is_open = False
 
     def open(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin to run what waits, and what this gateway had begun when it ended; work goes to ``loop``."""
         DBOS(config=self._config)
-        self._run_job = _workflow(self._worker, loop)
+        self._run_job = _workflow(self._worker, loop, self._at_work)
         # The database may have the queues of families that this gateway does not reach.
         DBOS.listen_queues(list(self._bounds))
         DBOS.launch()
@@ -75,19 +89,21 @@ class DurableQueue:
                 polling_interval_sec=POLL_SECONDS,
                 on_conflict="always_update",
             )
+        self._is_open = True
 
     def close(self) -> None:
         """Stop at once. What runs is left as begun: the next start of this gateway goes on with it."""
         DBOS.destroy(workflow_completion_timeout_sec=0)
 
     def enqueue(self, job_id: str, family: str) -> None:
-        """Have a recorded job run; twice is as good as once."""
-        with SetWorkflowID(job_id):
+        """Have a recorded job run; twice is as good as once. DiskFull when that finds no room."""
+        with self._writing(), SetWorkflowID(job_id):
             DBOS.enqueue_workflow(family, self._run_job, job_id)
 
     def cancel(self, job_id: str) -> None:
         """Take a job from its queue. Its stage, if one is at work, is the worker's to stop."""
-        DBOS.cancel_workflow(job_id)
+        with self._writing():
+            DBOS.cancel_workflow(job_id)
 
     def adopt(self, name: str) -> int:
         """Put what a dead gateway had begun into the queues again; how many jobs that were."""
@@ -96,18 +112,45 @@ class DurableQueue:
             DBOS.resume_workflow(workflow.workflow_id, queue_name=workflow.queue_name)
         return len(begun)
 
-    def standing(self, job_ids: list[str]) -> dict[str, bool]:
-        """Of those of these that DBOS knows, whether it still means to run them."""
+    def standing(self, job_ids: list[str]) -> dict[str, Standing]:
+        """How those of these stand that DBOS knows. One that is just begun may look dropped for a moment."""
         known = DBOS.list_workflows(workflow_ids=job_ids, load_input=False, load_output=False)
-        return {each.workflow_id: each.status in {"ENQUEUED", "PENDING", "DELAYED"} for each in known}
+        return {each.workflow_id: self._standing(each) for each in known}
+
+    def begin_again(self, job_id: str, family: str) -> None:
+        """Have a dropped job run from its first stage."""
+        with self._writing():
+            DBOS.delete_workflows([job_id])
+        self.enqueue(job_id, family)
 
     def forget(self, job_ids: list[str]) -> None:
         """Remove what is remembered of jobs that are over."""
-        DBOS.delete_workflows(job_ids)
+        with self._writing():
+            DBOS.delete_workflows(job_ids)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Within, DBOS's errors are ours where the disk is what is wrong."""
+        if not self._is_open:  # it is opened when the disk has room
+            raise no_room("JUBAKO_HOME")
+        try:
+            yield
+        except sa.exc.DBAPIError as error:
+            if (refused := refusal(error)) is not None:
+                raise refused from error
+            raise
+
+    def _standing(self, workflow: dbos.WorkflowStatus) -> Standing:
+        if workflow.status in _GIVEN_UP:
+            return "given up"
+        elsewhere = workflow.status == "PENDING" and workflow.executor_id != self._name
+        if workflow.status in _AHEAD or elsewhere or workflow.workflow_id in self._at_work:
+            return "meant to run"
+        return "dropped"
 
 
-def _workflow(worker: Worker, loop: asyncio.AbstractEventLoop) -> Any:
-    """The workflow of one job, known to DBOS from here on."""
+def _workflow(worker: Worker, loop: asyncio.AbstractEventLoop, at_work: set[str]) -> Any:
+    """The workflow of one job, known to DBOS from here on; ``at_work`` holds those that run here."""
 
     async def there(work: Coroutine[Any, Any, T]) -> T:
         # DBOS has an event loop of its own; the connections to the families belong to the gateway's.
@@ -127,14 +170,18 @@ def _workflow(worker: Worker, loop: asyncio.AbstractEventLoop) -> Any:
 
     @DBOS.workflow(name="jubako_job", max_recovery_attempts=MAX_ATTEMPTS)
     async def run_job(job_id: str) -> None:
-        stages = await begin(job_id)
-        outcome: dict[str, Any] = {"files": []}
-        for stage in range(stages):
-            outcome = await run_stage(job_id, stage, outcome["files"])
-            if "error" in outcome:
-                break
-        if stages:
-            await end(job_id, outcome)
+        at_work.add(job_id)
+        try:
+            stages = await begin(job_id)
+            outcome: dict[str, Any] = {"files": []}
+            for stage in range(stages):
+                outcome = await run_stage(job_id, stage, outcome["files"])
+                if "error" in outcome:
+                    break
+            if stages:
+                await end(job_id, outcome)
+        finally:
+            at_work.discard(job_id)
 
     return run_job
 

@@ -9,10 +9,10 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iter
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from jubako import logs, tracing
-from jubako.errors import Cancelled, FamilyUnavailable, GenerationFailed, JubakoError, TimedOut
+from jubako.errors import Cancelled, DiskFull, FamilyUnavailable, GenerationFailed, JubakoError, TimedOut
 from jubako.job import Job
 from jubako.jobs.ledger import Advance, Ledger
 from jubako.jobs.record import Kept, Output, Record, Training, stages_of
@@ -30,6 +30,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.2, 1.0
 # A finished job has a progress of 1 only with its result: what is left after the last step is no step.
 NEARLY = 0.99
 
+T = TypeVar("T")
 
 Call = Callable[..., Awaitable[Any]]
 """Runs a function that blocks on a thread that is meant for such."""
@@ -118,7 +119,7 @@ class Execution:
     async def begin(self, job_id: str) -> int:
         """Mark the job as running; how many stages it has, 0 when it is over or gone."""
         await self._while_paused()
-        record: Record | None = await self._call(self._ledger.begin, job_id)
+        record: Record | None = await self._when_there_is_room(self._ledger.begin, job_id)
         self._ring(job_id)
         return len(stages_of(record.work)) if record else 0
 
@@ -160,10 +161,10 @@ class Execution:
     async def end(self, job_id: str, outcome: dict[str, Any]) -> None:
         """Record the files of the last stage, or the error."""
         if "error" in outcome:
-            await self._call(self._ledger.fail, job_id, outcome["error"])
+            await self._when_there_is_room(self._ledger.fail, job_id, outcome["error"])
         else:
             outputs = [Output.model_validate(file) for file in outcome["files"]]
-            await self._call(self._ledger.succeed, job_id, outputs)
+            await self._when_there_is_room(self._ledger.succeed, job_id, outputs)
         await self._call(self._trainings.remove, job_id)
         self._ring(job_id)
 
@@ -175,9 +176,9 @@ class Execution:
             told, self._told = self._told, []
             if advances or told:
                 try:
-                    await self._call(self._ledger.advance, advances)
+                    await self._when_there_is_room(self._ledger.advance, advances)
                     for job_id, kind, data in told:
-                        await self._call(self._ledger.tell, job_id, kind, data)
+                        await self._when_there_is_room(self._ledger.tell, job_id, kind, data)
                 except Exception:
                     logger.exception("progress could not be recorded")
                 for job_id in {*advances, *(job_id for job_id, _, _ in told)}:
@@ -222,13 +223,20 @@ class Execution:
 
     async def _trained(self, record: Record, training: Training) -> dict[str, Any]:
         """No limit of time: it takes what it was asked to, and can be cancelled."""
-        try:
+
+        async def made() -> Output:
             result = await self._trainings.run(record.id, training, partial(self._hear, record))
+            output: Output = await self._call(self._kept, result)
+            return output
+
+        try:
+            # It is tried again as a whole, since it goes on where it was.
+            output = await self._patient(made)
         except asyncio.CancelledError:
             if record.id in self._stopping:
                 await self._call(self._trainings.remove, record.id)
             raise
-        return await self._held(record, [await self._call(self._kept, result)])
+        return await self._held(record, [output])
 
     def _hear(self, record: Record, kind: str, facts: Mapping[str, Any]) -> None:
         """Note what a training tells; its progress is that of its steps."""
@@ -240,7 +248,7 @@ class Execution:
         self._advance(record.id, Advance(0, step, stage.steps, NEARLY * step / stage.steps, facts=facts))
 
     async def _held(self, record: Record, outputs: Sequence[Output]) -> dict[str, Any]:
-        await self._call(self._ledger.hold, record.id, outputs)
+        await self._when_there_is_room(self._ledger.hold, record.id, outputs)
         return {"files": [output.model_dump(mode="json") for output in outputs]}
 
     async def _cancel(self, jobs: Sequence[Job]) -> None:
@@ -273,8 +281,23 @@ class Execution:
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
             else:
-                output: Output = await self._call(self._kept, result)
+                output: Output = await self._when_there_is_room(self._kept, result)
                 return output
+
+    async def _when_there_is_room(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        return await self._patient(lambda: self._call(work, *arguments))
+
+    async def _patient(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        """What the attempt gives, made again for as long as a disk is full: no job is lost for that."""
+        told = ""
+        while True:
+            try:
+                return await attempt()
+            except DiskFull as error:
+                if told != error.message:
+                    logger.warning("jobs wait: %s", error)
+                    told = error.message
+                await asyncio.sleep(LONGEST_PAUSE)
 
     async def _result(self, job: Job, meter: _Meter) -> Result:
         async with aclosing(self._engine.events(job, durable=True)) as events:

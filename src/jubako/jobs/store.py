@@ -1,4 +1,7 @@
-"""Files by their content: whatever has been written is there whole, under its SHA-256, or not at all."""
+"""Files by their content: whatever has been written is there whole, under its SHA-256, or not at all.
+
+What a disk has damaged since is not given out: each read compares.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,9 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+from jubako.disk import room_in
+from jubako.errors import ResultGone
 
 __all__ = ["FileStore"]
 
@@ -25,18 +31,36 @@ class FileStore:
         self._folder = folder
 
     def put(self, content: bytes) -> str:
-        """Keep a file; its digest. Written under another name, synced, renamed: never half there."""
+        """Keep a file; its digest. Written under another name, synced, renamed: never half there.
+
+        DiskFull when there is no room for it.
+        """
         digest = hashlib.sha256(content).hexdigest()
         path = self.path(digest)
         try:
             os.utime(path)
+            kept = _digest(path) == digest
         except FileNotFoundError:
-            _write(path, content)
+            kept = False
+        if not kept:
+            with room_in("JUBAKO_HOME"):
+                _write(path, content)
         return digest
 
     def get(self, digest: str) -> bytes:
-        """The file's content; FileNotFoundError when it is not here (any more)."""
-        return self.path(digest).read_bytes()
+        """The file's content; ResultGone as :meth:`find`."""
+        return self.find(digest).read_bytes()
+
+    def find(self, digest: str) -> Path:
+        """Where the file is; ResultGone when it is not there (any more), or has another content."""
+        path = self.path(digest)
+        try:
+            found = _digest(path)
+        except FileNotFoundError as error:
+            raise ResultGone("a file of this job is gone") from error
+        if found != digest:
+            raise ResultGone("a file of this job was damaged on the server's disk; submit the job again")
+        return path
 
     def path(self, digest: str) -> Path:
         """Where a file is, or would be."""
@@ -58,6 +82,11 @@ class FileStore:
 
     def _files(self) -> Iterator[Path]:
         return (path for path in self._folder.glob("??/*") if path.is_file())
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import event
 
-__all__ = ["database_url", "events", "files", "gateways", "jobs", "metadata", "open_database", "prints"]
+from jubako.disk import no_room
+from jubako.errors import JobsUnavailable, JubakoError
+
+__all__ = [
+    "database_url",
+    "events",
+    "files",
+    "gateways",
+    "jobs",
+    "metadata",
+    "open_database",
+    "prints",
+    "refusal",
+]
 
 BUSY_SECONDS = 30
+
+_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+_POSTGRESQL_IS_FULL = "53100"
 
 metadata = sa.MetaData()
 
@@ -99,10 +116,12 @@ def database_url(setting: str | None, home: Path) -> str:
 def open_database(url: str) -> sa.Engine:
     """An engine with the tables made; the folder of a SQLite file is made as well.
 
-    Its errors, which are logged, do not say of which values: there are prompts among them.
+    Whatever is done with it raises DiskFull and JobsUnavailable where that is what is wrong. Other errors,
+    which are logged, do not say of which values: there are prompts among them.
     """
     if not url.startswith("sqlite"):
         engine = sa.create_engine(url, pool_size=10, pool_pre_ping=True, hide_parameters=True)
+        event.listen(engine, "handle_error", _refuse)
         with engine.begin() as connection:
             # Two gateways that start together must not both make the tables.
             connection.execute(sa.text("SELECT pg_advisory_xact_lock(8140251)"))
@@ -112,11 +131,42 @@ def open_database(url: str) -> sa.Engine:
         Path(database).parent.mkdir(parents=True, exist_ok=True)
     engine = sa.create_engine(url, connect_args={"timeout": BUSY_SECONDS}, hide_parameters=True)
     event.listen(engine, "connect", _set_up_sqlite)
+    event.listen(engine, "handle_error", _refuse)
     with engine.begin() as connection:
         # As above. By itself SQLite's driver begins nothing before a change of tables.
         connection.exec_driver_sql("BEGIN IMMEDIATE")
+        # A file that was cut off opens as if nothing were wrong.
+        if (found := connection.exec_driver_sql("PRAGMA quick_check(1)").scalar_one()) != "ok":
+            raise _damaged(found)
         _make_tables(connection)
     return engine
+
+
+def refusal(error: sa.exc.DBAPIError) -> JubakoError | None:
+    """What a database's error means for a client, where it is one of the disk."""
+    return _refusal(error.orig)
+
+
+def _refuse(context: sa.engine.ExceptionContext) -> None:
+    if (refused := _refusal(context.original_exception)) is not None:
+        raise refused from context.original_exception
+
+
+def _refusal(error: BaseException | None) -> JubakoError | None:
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code == sqlite3.SQLITE_FULL:
+        return no_room("JUBAKO_HOME")
+    if getattr(error, "sqlstate", None) == _POSTGRESQL_IS_FULL:
+        return no_room("JUBAKO_DATABASE_URL")
+    return _damaged(error) if code in _DAMAGED else None
+
+
+def _damaged(what: object) -> JobsUnavailable:
+    told = " ".join(str(what).split())
+    return JobsUnavailable(
+        f"the database of the jobs is damaged ({told}); stop the server and put a copy in the place of "
+        "jobs.sqlite in JUBAKO_HOME, or move jobs.sqlite* away to begin without jobs"
+    )
 
 
 def _make_tables(connection: sa.Connection) -> None:

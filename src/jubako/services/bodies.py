@@ -26,6 +26,7 @@ from starlette.requests import Request as Body
 from starlette.types import Message, Receive
 
 from jubako.clip import ImageToVideo, TextToVideo
+from jubako.disk import room_in
 from jubako.errors import InvalidRequest, JubakoError, TooLarge, refusal
 from jubako.mesh import ImageToMesh, TextToMesh
 from jubako.planning import AnyRequest
@@ -174,9 +175,10 @@ async def _form(body: Body) -> list[tuple[str, bytes | str]]:
 
 
 async def _parsed(body: Body, max_part_size: int) -> FormData:
-    """The form; files in it are on disk, and its caller closes them."""
+    """The form; files in it are on disk, and its caller closes them. DiskFull when there is no room there."""
     try:
-        return await body.form(max_files=64, max_fields=256, max_part_size=max_part_size)
+        with room_in("TMPDIR"):
+            return await body.form(max_files=64, max_fields=256, max_part_size=max_part_size)
     except (MultiPartException, HTTPException, FormParserError) as error:
         reason = getattr(error, "detail", None) or getattr(error, "message", None) or error
         raise InvalidRequest(f"the form can't be read: {reason}") from error

@@ -126,7 +126,7 @@ async def _checkpoints(job_id: str, after: After = None, limit: Limit = 10) -> R
 
 async def _result(job_id: str, variant: Literal["card", "sheet"] | None = None) -> Response:
     """The adapter's file, its card, or its sheet of samples."""
-    return file_of(await _found(job_id), variant=variant)
+    return await file_of(await _found(job_id), variant=variant)
 
 
 async def _found(job_id: str) -> Record:

@@ -205,7 +205,7 @@ async def _result(
         _require_result(record)
         data = [_entry(output, await desk.content(output)) for output in record.outputs]
         return JSONResponse({"created": int(record.ended or 0), "data": data, "model": record.model})
-    return file_of(record, index or 0, variant)
+    return await file_of(record, index or 0, variant)
 
 
 def _entry(output: Output, content: bytes) -> dict[str, Any]:
@@ -217,7 +217,7 @@ def _entry(output: Output, content: bytes) -> dict[str, Any]:
     }
 
 
-def file_of(record: Record, index: int = 0, variant: str | None = None) -> Response:
+async def file_of(record: Record, index: int = 0, variant: str | None = None) -> Response:
     """One file of a job's result; raises what stands in the way."""
     _require_result(record)
     if index >= len(record.outputs):
@@ -229,9 +229,7 @@ def file_of(record: Record, index: int = 0, variant: str | None = None) -> Respo
             there = ", ".join(output.variants) or "none"
             raise InvalidRequest(f"variant: there is no {variant!r}; there are: {there}", param="variant")
         kept = output.variants[variant]
-    path = bentoml.get_current_service().jobs.store.path(kept.digest)
-    if not path.is_file():
-        raise ResultGone("the result's file is gone")
+    path = await bentoml.get_current_service().jobs.file(kept)
     name = "-".join(filter(None, (record.id, str(index) if index else None, variant)))
     headers = {"X-Seed": str(output.seed), "X-Job-Id": record.id}
     return FileResponse(

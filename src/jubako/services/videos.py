@@ -116,7 +116,7 @@ async def _remove(job_id: str) -> Response:
 
 async def _content(job_id: str, variant: Literal["video", "thumbnail", "spritesheet"] = "video") -> Response:
     """The clip, its first frame, or all of its frames on one sheet."""
-    return file_of(await _found(job_id), variant=None if variant == "video" else variant)
+    return await file_of(await _found(job_id), variant=None if variant == "video" else variant)
 
 
 async def _found(job_id: str) -> Record:

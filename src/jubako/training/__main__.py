@@ -2,7 +2,7 @@
 
 Exit status 0: the adapter is there. 1: it failed, and its last event says why. 3: it was asked to stop
 (SIGTERM, SIGINT, or its parent's end) and goes on from its last checkpoint when it is started again. 4: its
-device has no room for it now.
+device or its disk has no room for it now.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from jubako.catalog import CatalogError, load_catalog
+from jubako.disk import is_full, no_room
 from jubako.errors import JubakoError
 from jubako.settings import Settings, SettingsError, load_settings
 from jubako.training.folder import TrainingFolder
@@ -51,6 +52,9 @@ def main() -> int:
     except (JubakoError, SettingsError, CatalogError) as error:
         return _failed(folder, str(error), tell=main_process)
     except Exception as error:
+        if is_full(error):
+            print(no_room("JUBAKO_HOME"), file=sys.stderr)
+            return NO_ROOM
         logger.exception("training failed")
         return _failed(folder, _sentence(error), tell=main_process)
 

@@ -31,8 +31,8 @@ async def train(
     """Have the adapter made; GenerationFailed when it can't be.
 
     A trainer that dies is started again and goes on from its last checkpoint; one that finds no room on its
-    device is started again later. It waits between steps while others are ``busy``. Cancelled, it stops the
-    trainer, whose checkpoints stay.
+    device or its disk is started again later. It waits between steps while others are ``busy``. Cancelled, it
+    stops the trainer, whose checkpoints stay.
     """
     seen = folder.events.stat().st_size if folder.events.exists() else 0
     deaths, reached = 0, folder.latest_checkpoint()

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from PIL import Image
 
 from jubako.adapters.store import AdapterStore
+from jubako.disk import room_in
 from jubako.errors import InvalidRequest
 from jubako.jobs.record import Training
 from jubako.media import MEDIA_TYPES
@@ -56,24 +57,32 @@ class Trainings:
         return name
 
     def prepare(self, job_id: str, plan: TrainingPlan, pictures: Sequence[Accepted]) -> None:
-        """Write what the trainer needs: all of it, or nothing."""
-        partial = self._folder / f".{job_id}.partial"
+        """Write what the trainer needs: all of it, or nothing. DiskFull when there is no room for it."""
+        partial, whole = self._folder / f".{job_id}.partial", self._folder / job_id
         shutil.rmtree(partial, ignore_errors=True)
-        keep(pictures, partial / "images")
-        TrainingFolder(partial).write_plan(plan, tuple(each.sha256 for each in pictures))
         try:
-            partial.rename(self._folder / job_id)
-        except OSError:  # the same request came twice, and the other was quicker
-            shutil.rmtree(partial)
+            with room_in("JUBAKO_HOME"):
+                keep(pictures, partial / "images")
+                TrainingFolder(partial).write_plan(plan, tuple(each.sha256 for each in pictures))
+                partial.rename(whole)
+        except OSError:
+            if not whole.exists():  # else the same request came twice, and the other was quicker
+                raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
     async def run(self, job_id: str, training: Training, told: Told) -> Result:
         """Train, register the adapter, and give its file; GenerationFailed when it can't be made.
 
-        A job that is begun again goes on where it was, also behind its last step.
+        A job that is begun again goes on where it was, also behind its last step; so does one that is tried
+        again after DiskFull.
         """
         folder = TrainingFolder(self._folder / job_id)
-        if not folder.completed:
-            await train(folder, self._processes, lambda event: self._tell(folder, event, told), self._busy)
+        with room_in("JUBAKO_HOME"):
+            if not folder.completed:
+                await train(
+                    folder, self._processes, lambda event: self._tell(folder, event, told), self._busy
+                )
         card = json.loads(folder.card.read_text(encoding="utf-8"))
         self._register(job_id, folder, training, card)
         return Result(
@@ -92,7 +101,8 @@ class Trainings:
         shutil.rmtree(self._folder / job_id, ignore_errors=True)
 
     def sweep(self, unfinished: Iterable[str]) -> None:
-        """Delete the folders of jobs that are over or gone."""
+        """Delete the folders of jobs that are over or gone, and what is left of adapters on their way."""
+        self._adapters.sweep()
         kept = set(unfinished)
         for path in self._folder.glob("*"):
             name = re.sub(r"^\.|\.partial$", "", path.name)
@@ -114,9 +124,10 @@ class Trainings:
             self._adapters.add(name, folder.adapter, {**card, "job": job_id, "automatic": True})
             logger.info("job %s has become the adapter %s", job_id, name)
         place = self._adapters.find(name).file.parent
-        shutil.copyfile(folder.sheet, place / "sheet.png")
-        if training.keep_images:
-            shutil.copytree(folder.images, place / "images", dirs_exist_ok=True)
+        with room_in("JUBAKO_HOME"):
+            shutil.copyfile(folder.sheet, place / "sheet.png")
+            if training.keep_images:
+                shutil.copytree(folder.images, place / "images", dirs_exist_ok=True)
 
     def _tell(self, folder: TrainingFolder, event: Event, told: Told) -> None:
         facts = {key: value for key, value in event.items() if key not in {"type", "time", "file"}}

@@ -115,6 +115,7 @@ class _Remembered:
             logger.warning(
                 "%s can't be written (%s): the next start reads all weights again", self._file, error
             )
+            temporary.unlink(missing_ok=True)
 
 
 def _entries(file: Path) -> Iterator[tuple[str, list[object]]]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from jubako.catalog import CheckerEntry, Model
+from jubako.disk import room_in
 from jubako.errors import ModelNotOnDisk, UnusableWeights
 from jubako.weights.layout import INDEX
 from jubako.weights.manifest import Manifest, listed
@@ -35,6 +36,7 @@ __all__ = [
     "require_own_files",
     "require_weights",
     "size_on_disk",
+    "write_document",
     "write_record",
 ]
 
@@ -136,12 +138,20 @@ def _read(path: Path) -> WeightRecord | None:
 
 
 def write_record(home: Path, record: WeightRecord) -> None:
-    """Write a record under a temporary name and rename it into place."""
-    path = home / "weights" / f"{record.model}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a record under a temporary name and rename it into place. DiskFull when there is no room."""
+    write_document(home / "weights" / f"{record.model}.json", record)
+
+
+def write_document(path: Path, document: BaseModel) -> None:
+    """A record as JSON below ``JUBAKO_HOME``, whole or as it was."""
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(record.model_dump(mode="json"), indent=1), encoding="utf-8")
-    temporary.replace(path)
+    try:
+        with room_in("JUBAKO_HOME"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(json.dumps(document.model_dump(mode="json"), indent=1), encoding="utf-8")
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def find_weights(home: Path, model: Model, models: Mapping[str, Model] = _NONE) -> Path | None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 from uuid import uuid4
 
+from jubako.disk import room_in
 from jubako.errors import JubakoError
 from jubako.weights.engines.key import EngineKey
 from jubako.weights.engines.locks import EngineLocks, Mark
@@ -104,9 +105,10 @@ class EngineStore:
         Without an engine, ``make`` is called first with an empty directory: there it has its session write
         all engine files, which takes minutes; that session is closed, by its ``close`` if it has one. Any
         other process that wants the same key waits meanwhile. An engine that is damaged, or from which
-        ``make`` fails, is built anew, once; what ``make`` raises then is the caller's.
+        ``make`` fails, is built anew, once; what ``make`` raises then is the caller's. DiskFull when there is
+        no room for the files in ``JUBAKO_HOME``.
         """
-        with self._locks.turn(key.digest):
+        with room_in("JUBAKO_HOME"), self._locks.turn(key.digest):
             self._sweep(key.digest)
             engine = self._open(key.digest, make) or self._build(key, make, model, slot)
         if engine.built:

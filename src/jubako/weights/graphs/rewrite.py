@@ -17,6 +17,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from jubako.disk import is_full, room_in
 from jubako.errors import UnusableWeights
 from jubako.weights.graphs.admission import Remedy
 from jubako.weights.graphs.graph import Graph, nodes_of, read_graph, tensors_of, types_of, untyped_nodes
@@ -30,12 +31,16 @@ DATA = "model.onnx.data"
 
 
 def rewritten(graph: Graph, remedy: Remedy, folder: Path) -> Graph:
-    """The graph after the remedy, below a folder that keeps such graphs; UnusableWeights when it fails."""
+    """The graph after the remedy, below a folder that keeps such graphs; UnusableWeights when it fails.
+
+    DiskFull when the folder, which is in ``JUBAKO_HOME``, has no room for it.
+    """
     kept = folder / sha256("".join((*graph.key, remedy)).encode()).hexdigest()[:32]
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{kept}.lock"):
-        if not (kept / FILE).is_file():
-            _write(graph, remedy, kept)
+    with room_in("JUBAKO_HOME"):
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{kept}.lock"):
+            if not (kept / FILE).is_file():
+                _write(graph, remedy, kept)
     return read_graph(kept / FILE)
 
 
@@ -53,6 +58,8 @@ def _write(graph: Graph, remedy: Remedy, kept: Path) -> None:
     except UnusableWeights:
         raise
     except Exception as error:
+        if is_full(error):
+            raise
         raise UnusableWeights(f"{graph.file} could not be rewritten ({remedy}): {error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

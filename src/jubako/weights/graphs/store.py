@@ -6,7 +6,6 @@ model's standard repository. A pull takes these without the weights that graphs 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,14 @@ from jubako.hardware import VENDORS
 from jubako.weight_sets import GraphSet, Slot, Vendor
 from jubako.weights.layout import DENOISERS
 from jubako.weights.manifest import Manifest, listed
-from jubako.weights.store import WeightRecord, files_of, find_weights, first_torn, manifests_of
+from jubako.weights.store import (
+    WeightRecord,
+    files_of,
+    find_weights,
+    first_torn,
+    manifests_of,
+    write_document,
+)
 
 __all__ = [
     "GraphRecord",
@@ -148,12 +154,8 @@ def read_graph_record(home: Path, model: Model, vendor: Vendor, graphs: GraphSet
 
 
 def write_graph_record(home: Path, model: str, record: GraphRecord) -> None:
-    """Write a record under a temporary name and rename it into place."""
-    path = _path(home, model, record.name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(record.model_dump_json(indent=1), encoding="utf-8")
-    temporary.replace(path)
+    """Write a record under a temporary name and rename it into place. DiskFull when there is no room."""
+    write_document(_path(home, model, record.name), record)
 
 
 def _path(home: Path, model: str, name: str) -> Path:
