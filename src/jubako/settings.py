@@ -179,6 +179,9 @@ class Settings(BaseModel):
         pattern=r"^[\w.-]+$",
         description="The gateway's own name among several, the same after a restart; unset: the host's name",
     )
+    max_queued_jobs: PositiveInt = Field(
+        default=1000, description="Jobs of one API key that may wait for a family; more are refused"
+    )
     training: bool = Field(
         default=True, description="Whether this gateway's machine trains; off where another one is to do it"
     )

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from jubako.catalog import load_catalog
-from jubako.errors import DiskFull
+from jubako.errors import DiskFull, Overloaded
 from jubako.job import Job
 from jubako.jobs import desk as desks
 from jubako.jobs.desk import MOST_AGAIN, JobDesk
@@ -44,9 +44,9 @@ class NoTrainings:
         """There are none."""
 
 
-async def submitted(desk: JobDesk) -> Record:
+async def submitted(desk: JobDesk, key: str | None = None, owner: str | None = None) -> Record:
     job = plan(TextToImage(prompt="a red circle", model="tiny-sd", seed=7), load_catalog())
-    return await desk.submit([job], b"", None, None)
+    return await desk.submit([job], b"", key, owner)
 
 
 async def ended(desk: JobDesk, job_id: str) -> Record:
@@ -102,5 +102,24 @@ def test_jobs_outlast_a_disk_that_is_full_and_a_queue_that_drops_them(
         assert given_up.state == "failed"
         assert "given up" in given_up.error["error"]["message"]  # type: ignore[index]
         await desk.close()
+
+    asyncio.run(whole())
+
+
+def test_who_has_as_many_jobs_in_the_queue_as_may_be_is_told_to_come_again(tmp_path: Path) -> None:
+    async def whole() -> None:
+        settings = Settings(home=tmp_path, max_queued_jobs=2)
+        desk = JobDesk(settings, load_catalog(), Family(), cast("Any", NoTrainings()))
+        first = await submitted(desk, "first", "ada")
+        second = await submitted(desk, None, "ada")
+        with pytest.raises(Overloaded, match="2 jobs wait for the family sd") as refused:
+            await submitted(desk, None, "ada")
+        assert (refused.value.retry_after or 0) >= 1
+        assert (await submitted(desk, "first", "ada")).id == first.id, "the same job is no more of them"
+        for other in ("bob", None):
+            assert (await submitted(desk, None, other)).state == "queued"
+        desk._ledger.cancel(second.id)
+        assert (await submitted(desk, None, "ada")).state == "queued"
+        desk._lock.close()
 
     asyncio.run(whole())

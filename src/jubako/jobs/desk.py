@@ -12,12 +12,13 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequen
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
+from math import ceil
 from pathlib import Path
 from typing import Any
 
 from jubako import logs, metrics, tracing
 from jubako.catalog import Catalog
-from jubako.errors import DiskFull, GenerationFailed, JobEnded, KeyReused, UnknownJob
+from jubako.errors import DiskFull, GenerationFailed, JobEnded, KeyReused, Overloaded, UnknownJob
 from jubako.job import Job, new_id
 from jubako.jobs.durable import DurableQueue
 from jubako.jobs.execution import Engine, Execution, Trainings
@@ -138,6 +139,7 @@ class JobDesk:
         ``request`` is what was asked for, by which another request of the same key is told apart.
         """
         job_id = _id(key, owner)
+        await self._call(self._require_room, job_id, jobs[0].family, owner)
         names = [job_id] if len(jobs) == 1 else [f"{job_id}-{i}" for i in range(len(jobs))]
         jobs = [job.model_copy(update={"id": name}) for job, name in zip(jobs, names, strict=True)]
         first = jobs[0]
@@ -166,6 +168,7 @@ class JobDesk:
     ) -> Record:
         """Record a training and have it run; ``prepare`` lays its pictures down under the job's id."""
         job_id = _id(key, owner)
+        await self._call(self._require_room, job_id, TRAINING, owner)
         if await self._call(self._ledger.get, job_id) is None:
             await self._call(prepare, job_id)
         record = Record(
@@ -335,6 +338,17 @@ class JobDesk:
             self._bells[job_id].discard(bell)
             if not self._bells[job_id]:
                 del self._bells[job_id]
+
+    def _require_room(self, job_id: str, family: str, owner: str | None) -> None:
+        """Refuse one more job of somebody who has as many in the queue as may be."""
+        limit = self._settings.max_queued_jobs
+        if self._ledger.waiting(family, owner) < limit or self._ledger.get(job_id) is not None:
+            return
+        usual = self._ledger.usual_seconds(family) or 1.0
+        raise Overloaded(
+            f"{limit} jobs wait for the family {family} already",
+            retry_after=max(1, ceil(usual / self._bounds.get(family, 1))),
+        )
 
     def _work(self, jobs: Sequence[Job]) -> Work:
         """The jobs with their pictures put into the store."""

@@ -88,6 +88,14 @@ class Ledger:
         with self._engine.connect() as connection:
             return connection.execute(query).scalar_one()
 
+    def waiting(self, family: str, owner: str | None) -> int:
+        """How many jobs of the owner wait for the family."""
+        query = sa.select(sa.func.count()).where(
+            _jobs.state == "queued", _jobs.family == family, _jobs.owner.is_not_distinct_from(owner)
+        )
+        with self._engine.connect() as connection:
+            return connection.execute(query).scalar_one()
+
     def standing(self) -> list[tuple[str, JobState, int, float]]:
         """Of each family and state that is not an end: how many jobs, and when the oldest was created."""
         query = (
