@@ -25,10 +25,17 @@ from jubako.settings import Settings
 
 
 class Family:
-    """Makes red pictures."""
+    """Makes red pictures, and remembers in which order."""
+
+    def __init__(self) -> None:
+        self.made: list[str] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
 
     async def events(self, job: Job, *, durable: bool) -> AsyncGenerator[Progress | Result, None]:
         assert durable
+        self.made.append(job.id)
+        await self.gate.wait()
         content = png(Image.new("RGB", (8, 8), "red"))
         yield Result(job_id=job.id, seed=job.seed, content_type="image/png", content=content)
 
@@ -121,5 +128,26 @@ def test_who_has_as_many_jobs_in_the_queue_as_may_be_is_told_to_come_again(tmp_p
         desk._ledger.cancel(second.id)
         assert (await submitted(desk, None, "ada")).state == "queued"
         desk._lock.close()
+
+    asyncio.run(whole())
+
+
+def test_the_queue_lets_owners_take_turns(tmp_path: Path) -> None:
+    async def whole() -> None:
+        family = Family()
+        family.gate.clear()
+        desk = JobDesk(Settings(home=tmp_path), load_catalog(), family, cast("Any", NoTrainings()))
+        desk._queue._bounds = {"sd": 1}
+        await desk.open()
+        await submitted(desk)
+        while not family.made:
+            await asyncio.sleep(0.05)
+        sent = [await submitted(desk, None, owner) for owner in ("ada", "ada", "ada", "bob", "bob")]
+        family.gate.set()
+        for each in sent:
+            await ended(desk, each.id)
+        ada, bob = [each.id for each in sent[:3]], [each.id for each in sent[3:]]
+        assert family.made[1:] == [ada[0], bob[0], ada[1], bob[1], ada[2]]
+        await desk.close()
 
     asyncio.run(whole())

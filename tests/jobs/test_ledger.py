@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -136,6 +137,25 @@ def test_the_place_in_the_queue_counts_the_family_s_earlier_jobs(ledger: Ledger,
     assert [ledger.ahead(each) for each in mine] == [0, 1, 2]
     ledger.begin(mine[0].id)
     assert [ledger.ahead(each) for each in mine[1:]] == [0, 1]
+
+
+def test_owners_take_turns_however_many_jobs_each_has_sent(ledger: Ledger, record: Made) -> None:
+    now = itertools.count(time.time())
+
+    def sent(owner: str | None) -> Record:
+        turn = ledger.next_turn("sd", owner)
+        one = record(created=next(now)).model_copy(update={"owner": owner, "turn": turn})
+        ledger.add(one)
+        return one
+
+    ada = [sent("ada") for _ in range(4)]
+    bob, nobody = [sent("bob") for _ in range(2)], sent(None)
+    order = sorted([*ada, *bob, nobody], key=ledger.ahead)
+    assert order == [ada[0], bob[0], nobody, ada[1], bob[1], ada[2], ada[3]]
+    for each in order[:5]:
+        ledger.begin(each.id)
+    assert sorted([*ada[2:], late := sent("cid")], key=ledger.ahead) == [ada[2], late, ada[3]]
+    assert ledger.next_turn("sdxl", "ada") == 0
 
 
 def test_jobs_of_the_same_moment_have_an_order(ledger: Ledger, record: Made) -> None:

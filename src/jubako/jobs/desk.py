@@ -153,6 +153,7 @@ class JobDesk:
             owner=owner,
             request_id=logs.facts().get("request_id"),
             traceparent=tracing.traceparent(),
+            turn=await self._call(self._ledger.next_turn, first.family, owner),
             work=await self._call(self._work, jobs),
             created=time.time(),
         )
@@ -181,6 +182,7 @@ class JobDesk:
             owner=owner,
             request_id=logs.facts().get("request_id"),
             traceparent=tracing.traceparent(),
+            turn=await self._call(self._ledger.next_turn, TRAINING, owner),
             work=Work(training=training),
             created=time.time(),
         )
@@ -197,7 +199,7 @@ class JobDesk:
         # Twice is as good as once; the gateway that recorded it may have died before it came to this. Where
         # there is no room for it, it is queued later, with those that were lost.
         with suppress(DiskFull):
-            await self._call(self._queue.enqueue, job_id, record.family)
+            await self._call(self._queue.enqueue, job_id, record.family, record.turn)
         self._ring(job_id)
         return record
 
@@ -412,11 +414,11 @@ class JobDesk:
         for record in waiting:
             if record.id not in standing:
                 logger.warning("job %s was not in its queue", record.id)
-                self._queue.enqueue(record.id, record.family)
+                self._queue.enqueue(record.id, record.family, record.turn)
             elif record.id in self._dropped & before and self._again[record.id] < MOST_AGAIN:
                 logger.warning("job %s was dropped, and begins again", record.id)
                 self._again[record.id] += 1
-                self._queue.begin_again(record.id, record.family)
+                self._queue.begin_again(record.id, record.family, record.turn)
             elif standing[record.id] == "given up" or self._again[record.id] == MOST_AGAIN:
                 error = GenerationFailed(
                     "the job was given up after many attempts; the server's log says why"

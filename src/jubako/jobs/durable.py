@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol, TypeVar
 
 import dbos
 import sqlalchemy as sa
-from dbos import DBOS, SetWorkflowID
+from dbos import DBOS, SetEnqueueOptions, SetWorkflowID
 
 from jubako.disk import no_room
 from jubako.jobs.tables import refusal
@@ -95,9 +95,10 @@ class DurableQueue:
         """Stop at once. What runs is left as begun: the next start of this gateway goes on with it."""
         DBOS.destroy(workflow_completion_timeout_sec=0)
 
-    def enqueue(self, job_id: str, family: str) -> None:
-        """Have a recorded job run; twice is as good as once. DiskFull when that finds no room."""
-        with self._writing(), SetWorkflowID(job_id):
+    def enqueue(self, job_id: str, family: str, turn: int | None) -> None:
+        """Have a recorded job run at its turn; twice is as good as once. DiskFull when that finds no room."""
+        # Its own priorities begin with 1.
+        with self._writing(), SetWorkflowID(job_id), SetEnqueueOptions(priority=1 + (turn or 0)):
             DBOS.enqueue_workflow(family, self._run_job, job_id)
 
     def cancel(self, job_id: str) -> None:
@@ -117,11 +118,11 @@ class DurableQueue:
         known = DBOS.list_workflows(workflow_ids=job_ids, load_input=False, load_output=False)
         return {each.workflow_id: self._standing(each) for each in known}
 
-    def begin_again(self, job_id: str, family: str) -> None:
+    def begin_again(self, job_id: str, family: str, turn: int | None) -> None:
         """Have a dropped job run from its first stage."""
         with self._writing():
             DBOS.delete_workflows([job_id])
-        self.enqueue(job_id, family)
+        self.enqueue(job_id, family, turn)
 
     def forget(self, job_ids: list[str]) -> None:
         """Remove what is remembered of jobs that are over."""

@@ -81,7 +81,9 @@ class Ledger:
 
     def ahead(self, record: Record) -> int:
         """How many queued jobs of the family come before this one."""
-        earlier = sa.tuple_(_jobs.created, _jobs.id) < _place(record)
+        turn = sa.func.coalesce(_jobs.turn, 0), sa.literal(record.turn or 0)
+        older = sa.tuple_(_jobs.created, _jobs.id) < _place(record)
+        earlier = (turn[0] < turn[1]) | ((turn[0] == turn[1]) & older)
         query = sa.select(sa.func.count()).where(
             _jobs.state == "queued", _jobs.family == record.family, earlier
         )
@@ -95,6 +97,21 @@ class Ledger:
         )
         with self._engine.connect() as connection:
             return connection.execute(query).scalar_one()
+
+    def next_turn(self, family: str, owner: str | None) -> int:
+        """The turn of one more job of the owner: behind the owner's own, and beside the next of all others.
+
+        So owners take turns however many each has sent, as in :mod:`jubako.fair_queue`.
+        """
+        queued = (_jobs.state == "queued") & (_jobs.family == family)
+        mine = queued & _jobs.owner.is_not_distinct_from(owner)
+        query = sa.select(
+            sa.select(sa.func.min(sa.func.coalesce(_jobs.turn, 0))).where(queued).scalar_subquery(),
+            sa.select(sa.func.max(sa.func.coalesce(_jobs.turn, 0))).where(mine).scalar_subquery(),
+        )
+        with self._engine.connect() as connection:
+            next_of_all, last_of_mine = connection.execute(query).one()
+        return (next_of_all or 0) if last_of_mine is None else last_of_mine + 1
 
     def standing(self) -> list[tuple[str, JobState, int, float]]:
         """Of each family and state that is not an end: how many jobs, and when the oldest was created."""

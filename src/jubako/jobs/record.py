@@ -121,7 +121,8 @@ class Record(_Value):
     """A durable job as the ledger has it. Times are seconds since the epoch.
 
     ``owner`` is the name of the key that it came with; None where no keys were asked for. By ``request_id``
-    and ``traceparent`` the request is found that it came with.
+    and ``traceparent`` the request is found that it came with. Of those that wait the lowest ``turn`` comes
+    next.
     """
 
     id: str
@@ -133,6 +134,7 @@ class Record(_Value):
     owner: str | None = None
     request_id: str | None = None
     traceparent: str | None = None
+    turn: int | None = None
     work: Work
     created: float
     started: float | None = None

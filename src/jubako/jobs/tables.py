@@ -54,6 +54,7 @@ jobs = sa.Table(
     sa.Column("owner", sa.Text),
     sa.Column("request_id", sa.Text),
     sa.Column("traceparent", sa.Text),
+    sa.Column("turn", sa.Integer),
     sa.Index("jubako_jobs_by_age", "created", "id"),
     sa.Index("jubako_jobs_by_state", "state", "family", "created"),
 )
