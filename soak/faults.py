@@ -17,7 +17,7 @@ import aiohttp
 from benchmarks.server import Served, served
 from soak.verdict import Verdict
 
-__all__ = ["clients_left", "family_killed", "rolled"]
+__all__ = ["clients_left", "family_killed", "rolled", "started"]
 
 LONG = {"prompt": "a large red circle", "num_inference_steps": 150}
 SHORT = {"prompt": "a small blue star", "num_inference_steps": 2}
@@ -81,6 +81,18 @@ async def family_killed(server: Served, seconds: float, every: float) -> list[Ve
         Verdict("requests to another family that failed while one was killed", failed, 0, len(others)),
         Verdict("jobs of the killed family that were not done", _not_done(states), 0, len(states)),
     ]
+
+
+async def started(starts: int, requests: int) -> list[Verdict]:
+    """A server is started again and again, and asked as soon as it says that it is ready."""
+    statuses: list[int] = []
+    for _ in range(starts):
+        with served(OMP_NUM_THREADS="1") as server:
+            async with _client(server) as client:
+                asking = (_status(client, "/txt2img", SHORT) for _ in range(requests))
+                statuses += await asyncio.gather(*asking)
+    failed = sum(status != 200 for status in statuses)
+    return [Verdict("requests that failed right after a start", failed, 0, len(statuses))]
 
 
 async def rolled(probes: int) -> list[Verdict]:

@@ -2,7 +2,8 @@
 
 A crowd of clients of every kind, of which each picture is compared with the same one drawn alone; the same
 with a leak planted, which must be found; clients that all leave at once; a family that is killed again and
-again; a rolling restart of two replicas; ten times more requests than can be served.
+again; a server that is asked right after its start; a rolling restart of two replicas; ten times more
+requests than can be served.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from benchmarks.overload import under_overload
 from benchmarks.report import Report
 from benchmarks.server import Served, served
 from soak.crowd import Crowd, Tally
-from soak.faults import clients_left, family_killed, rolled
+from soak.faults import clients_left, family_killed, rolled, started
 from soak.gauge import Gauge
 from soak.orders import drawn_alone
 from soak.verdict import Verdict, told
@@ -28,16 +29,17 @@ __all__ = ["main"]
 
 # Goals are written down for this much growth: megabytes per 1,000 requests.
 SLOPE = 0.5
-PHASES = ("crowd", "leak", "left", "killed", "rolled", "overload")
 SHORT = {
     "requests": 200,
+    "orders": 12,
     "leak_requests": 150,
     "leak_bytes": 400_000,
-    "orders": 12,
     "clients": 20,
     "killing": 12.0,
+    "starts": 2,
+    "probes": 60,
+    "overload": 15.0,
 }
-SHORT |= {"probes": 60, "overload": 15.0}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -45,7 +47,9 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="scripts/soak", description=__doc__)
     parser.add_argument("--seed", type=int, default=1, help="of all that chance decides; default 1")
     parser.add_argument("--short", action="store_true", help="a minute or two of each, for every change")
-    parser.add_argument("--only", choices=PHASES, action="append", help="only this phase; may be repeated")
+    parser.add_argument(
+        "--only", choices=tuple(_PHASES), action="append", help="only this phase; may be repeated"
+    )
     parser.add_argument("--requests", type=int, default=10_000, help="of the crowd; default 10000")
     parser.add_argument("--orders", type=int, default=60, help="different pictures of theirs; default 60")
     parser.add_argument(
@@ -54,6 +58,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--leak-bytes", type=int, default=20_000, help="leaked by a request; default 20000")
     parser.add_argument("--clients", type=int, default=100, help="that leave at once; default 100")
     parser.add_argument("--killing", type=float, default=120, help="seconds of it; default 120")
+    parser.add_argument("--starts", type=int, default=20, help="of a server; default 20")
     parser.add_argument("--probes", type=int, default=400, help="during the restart, at least; default 400")
     parser.add_argument("--overload", type=float, default=60, help="seconds of it; default 60")
     parser.add_argument("--save", action="store_true", help="write the document to benchmarks/results")
@@ -62,7 +67,7 @@ def main(arguments: Sequence[str]) -> int:
         vars(options).update(SHORT)
     report = Report("soak", {k: v for k, v in vars(options).items() if k != "save"})
     verdicts: list[Verdict] = []
-    for phase in options.only or PHASES:
+    for phase in options.only or _PHASES:
         report.say(f"{phase} …")
         found = asyncio.run(_PHASES[phase](options))
         report.say(told(found))
@@ -123,6 +128,10 @@ async def _killed(options: argparse.Namespace) -> list[Verdict]:
         return await family_killed(server, options.killing, 5)
 
 
+async def _started(options: argparse.Namespace) -> list[Verdict]:
+    return await started(options.starts, 5)
+
+
 async def _rolled(options: argparse.Namespace) -> list[Verdict]:
     return await rolled(options.probes)
 
@@ -161,6 +170,7 @@ _PHASES: dict[str, Any] = {
     "leak": _leak,
     "left": _left,
     "killed": _killed,
+    "started": _started,
     "rolled": _rolled,
     "overload": _overload,
 }

@@ -52,7 +52,12 @@ def test_the_gauge_tells_a_process_that_grows_from_one_that_does_not() -> None:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     "phase",
-    ["crowd", "left", "killed", *(pytest.param(name, marks=LONG) for name in ("leak", "rolled", "overload"))],
+    [
+        "crowd",
+        "left",
+        "killed",
+        *(pytest.param(name, marks=LONG) for name in ("leak", "started", "rolled", "overload")),
+    ],
 )
 def test_the_short_form_reaches_its_goals(phase: str) -> None:
     """Of the overload only what does not depend on what else the machine does."""
