@@ -108,6 +108,7 @@ def test_an_adapter_comes_with_a_card_of_where_it_is_from(machine: Machine, lora
             "url": "https://example.com/licence",
             "commercial": "no",
             "note": "Ask me",
+            "acceptance": False,
         },
     }
     assert adapter.base == "tiny-sd"
