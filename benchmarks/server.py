@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ __all__ = ["Served", "served"]
 
 ROOT = Path(__file__).resolve().parent.parent
 READY_SECONDS = 180
+STOP_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,22 @@ def served(target: str = "service:Gateway", port: int | None = None, **settings:
             _wait_until_ready(url)
             yield Served(url, process)
         finally:
-            process.terminate()
-            process.wait(60)
+            _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Its workers are in sessions of their own: none may outlive it."""
+    if process.poll() is not None:
+        return
+    workers = psutil.Process(process.pid).children(recursive=True)
+    process.terminate()
+    try:
+        process.wait(STOP_SECONDS)
+    finally:
+        for each in workers:
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
+        process.kill()
 
 
 def _free_port() -> int:

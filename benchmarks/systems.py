@@ -6,22 +6,17 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import os
-import signal
-import socket
-import subprocess
-import sys
 import tempfile
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import httpx
 
 from benchmarks.processes import in_a_process
+from benchmarks.server import served
 from benchmarks.traffic import Answer, Request, System
 from jubako.catalog import Model, load_catalog
 from jubako.job import Job
@@ -31,25 +26,14 @@ from jubako.settings import load_settings
 
 __all__ = ["SYSTEMS"]
 
-ROOT = Path(__file__).resolve().parent.parent
-START_SECONDS = 180
-STOP_SECONDS = 30
-
 
 def _served(batching: str) -> System:
     @asynccontextmanager
     async def system(model: str, threads: int) -> AsyncIterator[Answer]:
-        with tempfile.TemporaryDirectory(prefix="jubako-benchmark-") as home:
-            port = _free_port()
-            server = _start(Path(home), port, {"JUBAKO_BATCHING": batching, "OMP_NUM_THREADS": str(threads)})
-            limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-            url = f"http://127.0.0.1:{port}"
-            try:
-                async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as client:
-                    await _until_ready(client, server, Path(home) / "log")
-                    yield _over_http(client, model)
-            finally:
-                _stop(server)
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        with served(JUBAKO_BATCHING=batching, OMP_NUM_THREADS=str(threads)) as server:
+            async with httpx.AsyncClient(base_url=server.url, timeout=600, limits=limits) as client:
+                yield _over_http(client, model)
 
     return system
 
@@ -62,56 +46,6 @@ def _over_http(client: httpx.AsyncClient, model: str) -> Answer:
         return base64.b64decode(reply.json()["data"][0]["b64_json"])
 
     return answer
-
-
-def _start(home: Path, port: int, settings: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """The server in a session of its own, so that it can be ended with all its workers."""
-    environment = {
-        **os.environ,
-        "BENTOML_HOME": str(home / "bentoml"),
-        "BENTOML_DO_NOT_TRACK": "1",
-        "JUBAKO_HOME": str(home / "jubako"),
-        "JUBAKO_FAMILIES": "sd",
-        **settings,
-    }
-    address = ["--host", "127.0.0.1", "--port", str(port)]
-    command = [sys.executable, "-m", "bentoml", "serve", "service:Gateway", *address]
-    with (home / "log").open("wb") as log:
-        return subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
-
-
-async def _until_ready(client: httpx.AsyncClient, server: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = perf_counter() + START_SECONDS
-    while server.poll() is None and perf_counter() < deadline:
-        try:
-            if (await client.get("/readyz", timeout=5)).status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        await asyncio.sleep(0.1)
-    raise RuntimeError(f"the server did not start:\n{_tail(log)}")
-
-
-def _tail(log: Path) -> str:
-    return log.read_text(encoding="utf-8", errors="replace")[-3000:]
-
-
-def _stop(server: subprocess.Popen[bytes]) -> None:
-    server.send_signal(signal.SIGTERM)
-    try:
-        server.wait(STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @asynccontextmanager
