@@ -74,10 +74,11 @@ def serving(
     python: Path = Path(sys.executable),
     wait: bool = True,
     options: Sequence[str] = (),
+    port: int | None = None,
     **environ: str,
 ) -> Iterator[Server]:
     """Serve a target until the block ends; ``folder`` takes the server's home and log."""
-    port = free_port()
+    port = port or free_port()
     folder.mkdir(parents=True, exist_ok=True)
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("JUBAKO_")},

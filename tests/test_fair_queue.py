@@ -235,3 +235,19 @@ def test_one_that_is_larger_than_the_window_has_it_alone() -> None:
         assert most == 1
 
     simulated(check)
+
+
+def test_a_window_that_grows_is_filled_at_once_and_one_that_shrinks_takes_nothing_back() -> None:
+    async def check(simulation: Simulation) -> None:
+        family = Family(simulation, window=2)
+        served = [asyncio.ensure_future(family.serve(Ask(10.0, 1))) for _ in range(8)]
+        await simulation.run(until=0)
+        assert family.queue.at_work == 2
+        family.queue.resize(4)
+        assert family.queue.at_work == 4
+        family.queue.resize(1)
+        assert family.queue.at_work == 4
+        await simulation.run()
+        assert all(each.done() for each in served)
+
+    simulated(check)

@@ -17,6 +17,7 @@ from jubako.planning import AnyRequest
 from jubako.request import TextToImage
 from jubako.services.admission import Admission
 from jubako.services.families import Families
+from jubako.services.replicas import Replicas
 from jubako.settings import Settings, SettingsError, load_settings
 
 OWN = """
@@ -52,7 +53,7 @@ def accepting(*licences: str) -> Settings:
 def admitted(request: AnyRequest, catalog: Catalog, settings: Settings, home: Path) -> JubakoError | None:
     """Why the gateway refuses a request, or None."""
     store, served = AdapterStore(home), frozenset(catalog.families)
-    idle = Families(dict.fromkeys(served), {}, catalog, settings)
+    idle = Families({name: Replicas(name) for name in served}, catalog, settings)
     admission = Admission(catalog, settings, store, served, idle, known=catalog)
     try:
         asyncio.run(admission.job(request))

@@ -62,7 +62,9 @@ def test_a_job_whose_gateway_died_goes_on_and_is_taken_up() -> None:
     async def check() -> None:
         work, one = Work(), job()
         runs = Runs(work, grace=60)
+        assert not runs.has(one.id)
         await left(runs, one)
+        assert runs.has(one.id)
         taken_over = asyncio.ensure_future(last(runs, one))
         await asyncio.sleep(0.05)
         work.gate.set()
@@ -80,6 +82,7 @@ def test_a_job_that_ended_meanwhile_is_not_run_again() -> None:
         work.gate.set()
         while not work.done:
             await asyncio.sleep(0.01)
+        assert runs.has(one.id)
         assert (await last(runs, one)).content == one.id.encode()
         assert work.begun == 1
 

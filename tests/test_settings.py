@@ -19,11 +19,14 @@ def test_lists_and_pairs_are_separated_by_commas() -> None:
     settings = load_settings(
         {
             "JUBAKO_FAMILIES": "sd, sdxl",
-            "JUBAKO_FAMILY_URLS": "sd=http://one:3000,sdxl=http://two:3000/x=y",
+            "JUBAKO_FAMILY_URLS": "sd=http://one:3000, sdxl=http://two:3000|https://three",
         }
     )
     assert settings.families == ("sd", "sdxl")
-    assert settings.family_urls == {"sd": "http://one:3000", "sdxl": "http://two:3000/x=y"}
+    assert settings.family_urls == {
+        "sd": ("http://one:3000",),
+        "sdxl": ("http://two:3000", "https://three"),
+    }
 
 
 def test_an_empty_variable_means_the_default() -> None:
@@ -56,6 +59,8 @@ def test_what_is_no_size_is_told_how_to_write_one(text: str) -> None:
 @pytest.mark.parametrize(
     ("variable", "value"),
     [
+        ("JUBAKO_FAMILY_URLS", "sd=one:3000"),
+        ("JUBAKO_FAMILY_URLS", "sd=http://one:3000|"),
         ("JUBAKO_TIMEOUT", "soon"),
         ("JUBAKO_TIMEOUT", "0"),
         ("JUBAKO_BATCHING", "never"),

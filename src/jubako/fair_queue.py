@@ -111,6 +111,11 @@ class FairQueue:
         """Work a second, as measured lately."""
         return self._pace.rate
 
+    def resize(self, window: int) -> None:
+        """Have so many rows at work at a time from now on; what is at work stays so."""
+        self._window = window
+        self._begin()
+
     def require_room(self, ask: Ask) -> float | None:
         """Seconds within which it will be done if it comes now, as a promise; Overloaded when it can't be.
 

@@ -24,8 +24,10 @@ __all__ = [
     "MEASURES",
     "QUEUE_AGE",
     "QUEUE_DEPTH",
+    "READY_REPLICAS",
     "RESIDENT_BYTES",
     "RESULTS",
+    "RETRIES",
     "STAGE_SECONDS",
     "WASTED_STEPS",
     "WORK_RATE",
@@ -79,6 +81,12 @@ QUEUE_DEPTH = Measure(
 QUEUE_AGE = Measure("queue_age_seconds", "gauge", "How long the oldest of them has waited", ("family",))
 AT_WORK = Measure("at_work", "gauge", "Requests that have their turn", ("family",))
 WORK_RATE = Measure("work_rate", "gauge", "Work a second, as measured for promises", ("family",))
+READY_REPLICAS = Measure(
+    "ready_replicas", "gauge", "Replicas that are given new work, as the gateway sees them", ("family",)
+)
+RETRIES = Measure(
+    "retries", "counter", "Requests that were begun again because their replica did not answer", ("family",)
+)
 JOBS = Measure("jobs", "gauge", "Durable jobs that are not over", ("family", "state"))
 JOB_AGE = Measure("job_age_seconds", "gauge", "How long the oldest queued job has waited", ("family",))
 ERRORS = Measure("errors", "counter", "Answers that were errors, by their code", ("code",))

@@ -75,6 +75,10 @@ class Runs:
             if not run.listeners and not run.task.done():
                 run.giving_up = asyncio.get_running_loop().call_later(self._grace, run.task.cancel)
 
+    def has(self, job_id: str) -> bool:
+        """Whether a job is at work, or has just ended with a result."""
+        return job_id in self._runs or job_id in self._ended
+
     def give_up(self, job_id: str) -> bool:
         """Cancel a job, begun or not; False when there is none of that id."""
         run = self._runs.get(job_id)

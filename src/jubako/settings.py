@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import (
     BaseModel,
@@ -41,11 +42,18 @@ def _words(value: object) -> object:
     )
 
 
-def _pairs(value: object) -> object:
+def _urls(value: object) -> object:
+    """``sd=http://a:3000|http://b:3000,sdxl=http://c:3000``: of each family one or several."""
     if not isinstance(value, str):
         return value
     pairs = [word.partition("=") for word in value.split(",") if word.strip()]
-    return {name.strip(): url.strip() for name, _, url in pairs}
+    urls = {name.strip(): tuple(url.strip() for url in several.split("|")) for name, _, several in pairs}
+    for name, several in urls.items():
+        for url in several:
+            address = urlsplit(url)
+            if address.scheme not in {"http", "https"} or not address.hostname:
+                raise ValueError(f"{name}: {url!r} is no URL; write {name}=http://host:port")
+    return urls
 
 
 def _by_model(value: object) -> object:
@@ -95,9 +103,10 @@ class Settings(BaseModel):
     families: Annotated[tuple[str, ...], BeforeValidator(_words)] = Field(
         default=(), description="The families to serve, separated by commas; empty: all"
     )
-    family_urls: Annotated[dict[str, str], BeforeValidator(_pairs)] = Field(
+    family_urls: Annotated[Mapping[str, tuple[str, ...]], BeforeValidator(_urls)] = Field(
         default_factory=dict,
-        description="Families that run elsewhere, as `family=http://host:port`, separated by commas",
+        description="Families that run elsewhere, as `family=http://host:port`, separated by commas; "
+        "replicas of one have their URLs separated by vertical bars, or one name with several addresses",
     )
     default_model: str | None = Field(
         default=None, description="The model of a request that names none; unset: the catalog's default"

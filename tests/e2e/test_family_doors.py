@@ -19,7 +19,7 @@ from server import Server, serving
 HERE = Path(__file__).parent
 KEY = "jbk_secret-of-the-families-0123456789"
 GIVEN = {"Authorization": f"Bearer {KEY}"}
-METHODS = ("generate", "generate_batch", "generate_events", "cancel_job", "describe")
+METHODS = ("generate", "generate_batch", "generate_events", "cancel_job", "has_job", "describe")
 
 
 @pytest.fixture(scope="module")

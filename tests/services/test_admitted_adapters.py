@@ -19,6 +19,7 @@ from jubako.mesh import TextToMesh
 from jubako.request import TextToImage
 from jubako.services.admission import Admission
 from jubako.services.families import Families
+from jubako.services.replicas import Replicas
 from jubako.settings import load_settings
 
 KNOWN = load_catalog()
@@ -45,7 +46,7 @@ def admission(store: AdapterStore, tmp_path: Path) -> Admission:
     served = tuple(name for name in KNOWN.families if name != "sdxl")
     settings = load_settings({"JUBAKO_HOME": str(tmp_path)})
     catalog = KNOWN.only(served)
-    idle = Families(dict.fromkeys(served), {}, catalog, settings)
+    idle = Families({name: Replicas(name) for name in served}, catalog, settings)
     return Admission(catalog, settings, store, frozenset(served), idle, known=KNOWN)
 
 

@@ -26,7 +26,10 @@ def ask_of(job: Job, model: Model, owner: str, urgency: Urgency) -> Ask:
     return Ask(work, rows, owner, urgency.priority, urgency.within)
 
 
-def window_of(family: Family) -> int:
-    """Rows that are at work at a time, by whichever way the family batches."""
+def window_of(family: Family, replicas: int = 1) -> int:
+    """Rows that are at work at a time on so many replicas, by whichever way the family batches.
+
+    Where there is none, those whose turn it is hear of it at once.
+    """
     rows = max(model.max_rows for model in family.models.values())
-    return FORWARDS * max(rows, 2 * family.batching.max_batch_size)
+    return FORWARDS * max(rows, 2 * family.batching.max_batch_size) * max(1, replicas)

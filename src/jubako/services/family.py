@@ -29,7 +29,7 @@ from jubako.services.telemetry import observe
 from jubako.settings import forbid_remote_code, load_settings
 from jubako.weights.selection import Choice
 
-__all__ = ["KEEP_CONNECTIONS", "ModelState", "family_service"]
+__all__ = ["GRACE", "KEEP_CONNECTIONS", "ModelState", "family_service"]
 
 logger = logging.getLogger(__name__)
 
@@ -138,6 +138,11 @@ def family_service(name: str) -> Any:
                 return True
             runner = self.ignition.started
             return runner is not None and runner.cancel(job_id)
+
+        @bentoml.api
+        async def has_job(self, job_id: str) -> bool:
+            """Whether a durable job is at work here, or has just ended with a result."""
+            return self.runs.has(job_id)
 
         @bentoml.api
         async def describe(self) -> dict[str, ModelState]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,13 +36,15 @@ from jubako.services.bodies import (
 )
 from jubako.services.comparing import add_comparison
 from jubako.services.connection import ErrorShape, answer
-from jubako.services.families import Families, reached
-from jubako.services.family import KEEP_CONNECTIONS, TIMEOUT_MARGIN
+from jubako.services.families import Families
+from jubako.services.family import GRACE, KEEP_CONNECTIONS, TIMEOUT_MARGIN
 from jubako.services.fine_tuning import add_fine_tuning
 from jubako.services.headers import BrowserHeaders
 from jubako.services.jobs import add_jobs
 from jubako.services.openai import openai_app, similar_fields
 from jubako.services.openapi import add_document
+from jubako.services.remote_replicas import RemoteReplicas
+from jubako.services.replicas import Replicas, beside
 from jubako.services.stopping import Farewell, Stopping
 from jubako.services.supervision import supervise
 from jubako.services.telemetry import RequestId, observe
@@ -75,10 +76,7 @@ def gateway_service(**services: Any) -> Any:
 
             self.settings = settings
             self.catalog = catalog
-            key = settings.family_key
-            work = {name: reached(getattr(self, name), key) for name in served}
-            control = {name: reached(getattr(self, _control(name)), key) for name in served}
-            self.families = Families(work, control, catalog, settings)
+            self.families = Families({name: self._replicas(name) for name in served}, catalog, settings)
             self.adapters = AdapterStore(settings.home)
             self.admission = Admission(
                 catalog,
@@ -91,6 +89,13 @@ def gateway_service(**services: Any) -> Any:
             self.trainings = Trainings(settings, self.adapters, lambda: self.families.busy)
             self.jobs = JobDesk(settings, catalog, self.families, self.trainings)
             self.started = False
+
+        def _replicas(self, family: str) -> Replicas:
+            key = settings.family_key
+            if urls := settings.family_urls.get(family):
+                grace = GRACE * settings.job_lease
+                return RemoteReplicas(family, urls, served[family], key, grace)
+            return beside(family, getattr(self, family), getattr(self, _control(family)), key)
 
         @bentoml.api(input_spec=TextToImageBody)
         async def txt2img(self, request: Received) -> Image.Image:
@@ -170,7 +175,7 @@ def gateway_service(**services: Any) -> Any:
         @bentoml.on_startup
         async def open_jobs(self) -> None:
             """Begin to run durable jobs, on the event loop that the families are reached from."""
-            self.measuring = asyncio.create_task(self.families.measure())
+            await self.families.open()
             await self.jobs.open()
             stopping.heed(lambda: self.families.busy, refuse=self._refuse, abort=self._abort)
 
@@ -185,8 +190,8 @@ def gateway_service(**services: Any) -> Any:
         @bentoml.on_shutdown
         async def close_jobs(self) -> None:
             """Leave what runs as begun."""
-            self.measuring.cancel()
             await self.jobs.close()
+            await self.families.close()
 
         async def __is_ready__(self) -> bool:
             if stopping.begun:
@@ -199,11 +204,9 @@ def gateway_service(**services: Any) -> Any:
             return self.started and any(ready.values())
 
     for name, service in served.items():
-        url = settings.family_urls.get(name)
-        # A proxy holds 100 connections. Cancels and probes have a proxy of their own: when that many pictures
-        # are waited for, they must not wait as well.
-        setattr(Gateway, name, bentoml.depends(service, url=url))
-        setattr(Gateway, _control(name), bentoml.depends(service, url=url))
+        if name not in settings.family_urls:
+            setattr(Gateway, name, bentoml.depends(service))
+            setattr(Gateway, _control(name), bentoml.depends(service))
     gateway = bentoml.service(
         name="Gateway",
         traffic={"timeout": settings.timeout + 2 * TIMEOUT_MARGIN},
