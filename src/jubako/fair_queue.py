@@ -80,7 +80,7 @@ class FairQueue:
     """Belongs to one event loop. ``window``: rows at work at a time; ``longest``: seconds of any request."""
 
     def __init__(self, window: int, longest: float, clock: Callable[[], float] = monotonic) -> None:
-        self._window, self._longest, self._clock = window, longest, clock
+        self.window, self._longest, self._clock = window, longest, clock
         self._numbers = itertools.count()
         self._waiting: dict[Priority, list[_Turn]] = {"interactive": [], "batch": []}
         self._at_work: dict[int, Ask] = {}
@@ -113,7 +113,7 @@ class FairQueue:
 
     def resize(self, window: int) -> None:
         """Have so many rows at work at a time from now on; what is at work stays so."""
-        self._window = window
+        self.window = window
         self._begin()
 
     def require_room(self, ask: Ask) -> float | None:
@@ -125,7 +125,7 @@ class FairQueue:
         ahead = self._work_before(ask)
         if rate is None:
             rows = ask.rows + sum(turn.ask.rows for turns in self._waiting.values() for turn in turns)
-            if rows > WINDOWS_UNMEASURED * self._window:
+            if rows > WINDOWS_UNMEASURED * self.window:
                 raise Overloaded("the queue is full; try again soon", retry_after=1)
             return None
         promise = MARGIN * (ahead + ask.work) / rate + MARGIN_SECONDS
@@ -161,7 +161,7 @@ class FairQueue:
         """Give turns while there is room; one that is larger than the window has it alone."""
         while turn := self._next():
             rows = sum(ask.rows for ask in self._at_work.values())
-            if self._at_work and rows + turn.ask.rows > self._window:
+            if self._at_work and rows + turn.ask.rows > self.window:
                 return
             self._look()
             self._waiting[turn.ask.priority].remove(turn)

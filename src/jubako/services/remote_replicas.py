@@ -127,10 +127,8 @@ class RemoteReplica(Replica):
         self._be(trouble)
 
     def _be(self, trouble: str) -> None:
-        if bool(trouble) != bool(self._trouble):
+        if trouble != self._trouble:
             logger.warning("replica %s %s", self.name, f"gets nothing: {trouble}" if trouble else "is ready")
-        elif trouble != self._trouble:
-            logger.info("replica %s: %s", self.name, trouble)
         self._trouble = trouble
 
 
