@@ -88,7 +88,7 @@ def environ(container: Any, objects: list[Object]) -> dict[str, str]:
 
 
 def selects(selector: Mapping[str, Any], pod: Any) -> bool:
-    return selector.items() <= pod["metadata"]["labels"].items()
+    return bool(selector.items() <= pod["metadata"]["labels"].items())
 
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="there is no kubectl to compare with")
