@@ -56,7 +56,7 @@ def test_every_variable_is_a_setting_and_has_a_value_that_it_takes(name: str, tm
     assert settings.family_key is not None
     if name == "gateway":
         assert settings.keys
-        assert settings.family_urls == {family: f"http://{family}:3000" for family in FAMILIES}
+        assert settings.family_urls == {family: (f"http://{family}:3000",) for family in FAMILIES}
         assert settings.families == ("sd",)
     grace = SERVICES[name]["stop_grace_period"]
     assert float(grace.removesuffix("s")) > settings.stop_delay + settings.stop_grace + KILL_SECONDS

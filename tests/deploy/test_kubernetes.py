@@ -194,7 +194,7 @@ def test_the_job_that_pulls_writes_where_servers_read(
 def test_the_gateway_reaches_each_family_by_a_headless_service(objects: list[Object], tmp_path: Path) -> None:
     urls = settings_of(environ(ours(objects)["jubako-gateway"], objects), tmp_path).family_urls
     services = of(objects, "Service")
-    assert urls == {name: f"http://jubako-{name}:3000" for name in FAMILIES}
+    assert urls == {name: (f"http://jubako-{name}:3000",) for name in FAMILIES}
     for name in FAMILIES:
         spec = services[f"jubako-{name}"]["spec"]
         assert spec["clusterIP"] == "None"
