@@ -191,6 +191,25 @@ def test_a_client_s_own_deadline_counts() -> None:
     simulated(check)
 
 
+def test_what_begins_at_once_is_promised_for_a_family_that_fills_up_meanwhile() -> None:
+    async def check(simulation: Simulation) -> None:
+        family = Family(simulation, window=4, rate=1)
+        for _ in range(4):
+            task = asyncio.ensure_future(family.serve(Ask(1, 1)))
+            await simulation.run()
+            await task
+        assert family.queue.rate == pytest.approx(0.25)  # it was alone each time
+        assert family.queue.require_room(Ask(1, 1)) == pytest.approx(1.25 * 4 / 0.25 + 0.5)
+        tasks = [asyncio.ensure_future(family.serve(Ask(1, 1))) for _ in range(4)]
+        await simulation.run(until=simulation.now)
+        # One more has to wait for some of the four.
+        assert family.queue.require_room(Ask(1, 1)) == pytest.approx(1.25 * (4 + 4) / 0.25 + 0.5)
+        await simulation.run()
+        await asyncio.gather(*tasks)
+
+    simulated(check)
+
+
 def test_before_anything_is_known_the_number_that_waits_is_bounded() -> None:
     async def check(simulation: Simulation) -> None:
         family = Family(simulation, window=4)

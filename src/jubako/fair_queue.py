@@ -117,9 +117,12 @@ class FairQueue:
         self._begin()
 
     def require_room(self, ask: Ask) -> float | None:
-        """Seconds within which it will be done if it comes now, as a promise; Overloaded when it can't be.
+        """Seconds within which it will be done if it comes now, as a promise; Overloaded when it is expected
+        to take too long.
 
-        None before anything was measured.
+        Who is at work shares the family with all who come meanwhile, so that what is promised is more than
+        what is expected: as long as it takes with the window full all the time. None before anything was
+        measured.
         """
         rate = self._pace.rate
         ahead = self._work_before(ask)
@@ -128,14 +131,16 @@ class FairQueue:
             if rows > WINDOWS_UNMEASURED * self.window:
                 raise Overloaded("the queue is full; try again soon", retry_after=1)
             return None
-        promise = MARGIN * (ahead + ask.work) / rate + MARGIN_SECONDS
+        expected = MARGIN * (ahead + ask.work) / rate + MARGIN_SECONDS
         limit = self._longest if ask.within is None else min(self._longest, ask.within)
-        if promise > limit and (ahead or ask.within is not None):
+        if expected > limit and (ahead or ask.within is not None):
             raise Overloaded(
-                f"it would take about {promise:.1f} s, and {limit:g} s are the limit",
-                retry_after=max(1, ceil((promise - limit) / MARGIN)),
+                f"it would take about {expected:.1f} s, and {limit:g} s are the limit",
+                retry_after=max(1, ceil((expected - limit) / MARGIN)),
             )
-        return promise
+        before = ahead if self._must_wait(ask) else 0.0
+        in_company = ask.work * max(1.0, self.window / ask.rows)
+        return MARGIN * (before + in_company) / rate + MARGIN_SECONDS
 
     @asynccontextmanager
     async def turn(self, ask: Ask) -> AsyncIterator[None]:
@@ -192,6 +197,10 @@ class FairQueue:
         if self._at_work:
             self._pace.passed(now - self._looked)
         self._looked = now
+
+    def _must_wait(self, ask: Ask) -> bool:
+        rows = sum(each.rows for each in self._at_work.values())
+        return any(self._waiting.values()) or (rows > 0 and rows + ask.rows > self.window)
 
     def _work_before(self, ask: Ask) -> float:
         """What will be done before it, were it to come now."""
