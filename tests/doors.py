@@ -33,6 +33,7 @@ class Door:
         self.begun: list[Job] = []
         self.dies_after: int | None = None
         self.status = 200
+        self.previewed: int | None = None
         self.runner: web.AppRunner | None = None
 
     async def open(self) -> None:
@@ -84,6 +85,8 @@ class Door:
         await response.prepare(request)
         for step in range(1, STEPS + 1):
             await response.write(_line(Progress(job_id=job.id, step=step, steps=STEPS)))
+            if step == self.previewed:
+                await response.write(_line(Progress(job_id=job.id, step=step, steps=STEPS, preview=b"small")))
             if step == self.dies_after:
                 _hang_up(request)
         await response.write(_line(self._result(job)))

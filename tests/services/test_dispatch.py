@@ -69,6 +69,19 @@ def test_what_a_replica_has_not_answered_is_begun_again_on_another() -> None:
     checked(check)
 
 
+def test_the_preview_of_a_step_that_was_told_already_is_passed_on() -> None:
+    async def check() -> None:
+        async with two() as (one, other, replicas):
+            one.previewed = other.previewed = 2
+            for aborted in (None, asyncio.get_running_loop().create_future()):
+                events = [event async for event in heard(replicas, JOB, ASK, aborted=aborted)]
+                previews = [event.preview for event in events if isinstance(event, Progress)]
+                assert previews.count(b"small") == 1
+                assert len(previews) == len(set(previews)) + STEPS - 1
+
+    checked(check)
+
+
 def test_a_job_that_kills_processes_is_begun_so_often_and_no_oftener() -> None:
     async def check() -> None:
         async with two() as (one, other, replicas):

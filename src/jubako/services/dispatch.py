@@ -60,8 +60,8 @@ async def heard(
                         if isinstance(event, Result):
                             yield event
                             return
-                        if event.step > step:
-                            step = event.step
+                        if event.step > step or event.preview:
+                            step = max(step, event.step)
                             yield event
             raise ConnectionError("the stream ended before the job did")
         except FAILURES as error:
