@@ -18,7 +18,7 @@ import aiohttp
 from soak.gauge import Gauge
 from soak.orders import Order
 
-__all__ = ["Crowd", "Tally"]
+__all__ = ["LONG", "Crowd", "Tally"]
 
 PATIENCE = 120
 POLL_SECONDS = 0.1

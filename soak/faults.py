@@ -15,11 +15,11 @@ from typing import Any
 import aiohttp
 
 from benchmarks.server import Served, served
+from soak.crowd import LONG
 from soak.verdict import Verdict
 
 __all__ = ["clients_left", "family_killed", "rolled", "started"]
 
-LONG = {"prompt": "a large red circle", "num_inference_steps": 150}
 SHORT = {"prompt": "a small blue star", "num_inference_steps": 2}
 OTHER = "tiny-sdxl-lightning"
 QUIET_SECONDS = 2.0

@@ -80,6 +80,7 @@ class Admission:
         rows = await asyncio.to_thread(plan_comparison, request, self._catalog)
         for row in rows:
             self._require_allowed(row[0].job)
+        self._room.require_room([cell.job for row in rows for cell in row])
         return await asyncio.to_thread(
             lambda: [[replace(cell, job=self._bound(cell.job, request)) for cell in row] for row in rows]
         )

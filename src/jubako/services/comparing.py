@@ -47,7 +47,6 @@ async def _compare_images(body: Request) -> Response:
     request = await read_request(body, Comparison)
     gateway = bentoml.get_current_service()
     rows = await gateway.admission.comparison(request)
-    gateway.families.require_room([cell.job for row in rows for cell in row])
     limit = gateway.settings.timeout
     try:
         async with asyncio.timeout(limit):

@@ -1,33 +1,44 @@
-"""Under which name BentoML's own counters count a path: they would keep rows of each that was ever asked for.
+"""Under which name BentoML's own counters count a request: its route, where they would take its path.
 
-A job's id is in its path, and strangers may make up any: rows without end take memory without end.
+A job's id is in its path, and strangers make up any: rows without end take memory without end.
 """
 
 from __future__ import annotations
 
 import copy
-import re
+from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any
 
+from starlette.routing import BaseRoute, Match, Mount, Route
 from starlette.types import Receive, Scope, Send
-
-from jubako.services.scopes import is_probe, needed
 
 __all__ = ["bound_endpoints", "endpoint_of"]
 
 OTHER = "other"
-_ID = re.compile(r"^(/v1/(?:jobs|videos|fine_tuning/jobs|adapters|models))/[^/]+(/[a-z]+)?$")
 
 
-def endpoint_of(method: str, path: str) -> str:
-    """The route's path with its id left out, or ``other`` where there is no such route."""
-    if is_probe(method, path):
-        return path
-    if not needed(method, path):
-        return OTHER
-    if path == "/v1/videos/sync" or (found := _ID.match(path)) is None:
-        return path if path.count("/") <= 3 else OTHER
-    return f"{found[1]}/{{id}}{found[2] or ''}"
+def endpoint_of(scope: Scope) -> str:
+    """The path of the request's route, with its parameters in braces; ``other`` where there is none."""
+    for path, route in _routes(scope["app"]):
+        if route.matches(scope)[0] is not Match.NONE:
+            return path
+    return OTHER
+
+
+@cache
+def _routes(app: Any) -> Sequence[tuple[str, BaseRoute]]:
+    return tuple(_named(app.routes))
+
+
+def _named(routes: Sequence[BaseRoute]) -> Iterator[tuple[str, BaseRoute]]:
+    for route in routes:
+        if isinstance(route, Mount) and not route.path and route.routes:
+            yield from _named(route.routes)
+        elif isinstance(route, Mount):
+            yield f"{route.path}/*", route
+        elif isinstance(route, Route):
+            yield route.path, route
 
 
 def bound_endpoints() -> None:
@@ -50,9 +61,7 @@ def bound_endpoints() -> None:
             self._setup()
         counting = copy.copy(self)
         counting.app = app
-        await original(
-            counting, {**scope, "path": endpoint_of(scope["method"], scope["path"])}, receive, send
-        )
+        await original(counting, {**scope, "path": endpoint_of(scope)}, receive, send)
 
-    bounded.bounded = True  # type: ignore[attr-defined]
+    bounded.bounded = True  # type: ignore[attr-defined] # as of the supervision
     Counting.__call__ = bounded

@@ -36,7 +36,6 @@ from jubako.services.bodies import (
 )
 from jubako.services.comparing import add_comparison
 from jubako.services.connection import ErrorShape, answer
-from jubako.services.endpoints import bound_endpoints
 from jubako.services.families import Families
 from jubako.services.family import GRACE, KEEP_CONNECTIONS, TIMEOUT_MARGIN
 from jubako.services.fine_tuning import add_fine_tuning
@@ -60,7 +59,6 @@ def gateway_service(**services: Any) -> Any:
     supervise()
     settings = load_settings()
     observe(settings)
-    bound_endpoints()
     known = load_catalog(settings.catalog)
     require_known_licences(settings, known)
     catalog = known.only(settings.families)

@@ -62,7 +62,6 @@ async def _vary_images(body: Request) -> Response:
 async def _made(request: ImagesRequest, kind: str) -> Response:
     gateway = bentoml.get_current_service()
     jobs = await gateway.admission.pictures(request)
-    gateway.families.require_room(jobs)
     if request.stream:
         return StreamingResponse(_stream(gateway, request, jobs, kind), media_type="text/event-stream")
     results = await gateway.families.run_all(jobs)

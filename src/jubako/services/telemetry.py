@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jubako import logs, tracing
 from jubako.job import new_id
+from jubako.services.endpoints import bound_endpoints
 from jubako.settings import Settings
 
 __all__ = ["RequestId", "observe"]
@@ -29,8 +30,11 @@ _ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
 def observe(settings: Settings) -> None:
-    """Have this process log as is set, and send spans if there is where to; twice is as good as once."""
+    """Have this process log as is set, count by routes, and send spans if there is where to; twice is as good
+    as once.
+    """
     logs.configure(settings.log_format, _service)
+    bound_endpoints()
     if _wanted(os.environ):
         BentoMLContainer.tracer_provider.set(_Provider())
 
