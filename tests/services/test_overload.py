@@ -50,8 +50,10 @@ def test_who_comes_again_when_told_to_is_served(busy: Server) -> None:
 def test_a_deadline_that_can_not_be_met_is_refused_at_once(busy: Server) -> None:
     fields = REQUEST | {"num_inference_steps": 150}
     headers = {"X-Request-Deadline": "0.01"}
-    for path in ("/txt2img", "/v1/images/generations"):
-        reply = httpx.post(f"{busy.url}{path}", json=fields, headers=headers, timeout=30)
+    compared = {"prompt": "a red circle", "models": ["tiny-sd"], "steps": 150}
+    asked = {"/txt2img": fields, "/v1/images/generations": fields, "/v1/images/compare": compared}
+    for path, body in asked.items():
+        reply = httpx.post(f"{busy.url}{path}", json=body, headers=headers, timeout=30)
         assert (reply.status_code, reply.json()["error"]["code"]) == (429, "overloaded")
 
 
